@@ -1,0 +1,537 @@
+"""What the engine is made to work with: models, samplers, verifiers, policies, recorders.
+
+Implement one of these and register it (`tsdiff.plugin`); nothing else of tsdiff has to change. Tensors appear in
+annotations only, so importing this module imports no torch. Shapes: B = rows of a batch, `...` = one latent's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from tsdiff.treesearch.ledger import Cost, Spend
+from tsdiff.treesearch.node import Json, Node
+from tsdiff.treesearch.requests import Request
+from tsdiff.treesearch.schedule import Schedule, SolverInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from tsdiff.treesearch.ledger import Budget
+
+PROTOCOL_VERSION = 1
+
+Size: TypeAlias = tuple[int, int] | None
+"""(height, width) of the output in pixels; None where a model has no such thing."""
+
+Row: TypeAlias = Mapping[str, "Tensor"]
+"""The conditioning of one network row: named tensors without batch axis."""
+
+
+# What is asked for ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What a sample is conditioned on.
+
+    Attributes:
+      prompt: the text, "" for none; also what verifiers read.
+      negative_prompt: text of the unconditional row under guidance.
+      class_label: id or name, for class-conditional models.
+      tensors: embeddings made by the caller, e.g. `prompt_embeds` (tokens, width), `negative_prompt_embeds`.
+      extra: options of the model family, e.g. `clip_skip`, `cross_attention_kwargs`, `ip_adapter_image`.
+      metadata: facts about the prompt for verifiers (a line of a JSONL prompt file), strict JSON.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    class_label: int | str | None = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """A short text for people: the prompt, or the class."""
+        if self.prompt or self.class_label is None:
+            return self.prompt
+        return f"class {self.class_label}"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: m = uncond + scale * (cond - uncond) (Ho & Salimans 2022, arXiv 2207.12598).
+
+    Attributes:
+      scale: guidance at or below 1 is off, as in diffusers: only the conditional row is evaluated.
+      rescale: share in [0, 1] of the std-matching of Lin et al. 2023 (arXiv 2305.08891).
+      interval: guide only where sigma/alpha lies in [low, high] (Kynkaanniemi et al. 2024, arXiv 2404.07724); None
+        guides everywhere.
+    """
+
+    scale: float = 1.0
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
+
+    @property
+    def on(self) -> bool:
+        """Whether any level is guided."""
+        return self.scale > 1.0
+
+    def active(self, schedule: Schedule, level: int) -> bool:
+        """Whether a level is guided, so that its unconditional row is evaluated too."""
+        if not self.on or self.interval is None:
+            return self.on
+        alpha = schedule.alpha[level]
+        ratio = schedule.sigma[level] / alpha if alpha > 0.0 else float("inf")
+        return self.interval[0] <= ratio <= self.interval[1]
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A condition as the network takes it.
+
+    Attributes:
+      rows: the conditional row, then (with guidance) the unconditional one.
+      bucket: rows of equal buckets fit in one batch (same keys, shapes and attention rule).
+    """
+
+    rows: tuple[Row, ...]
+    bucket: Hashable
+
+
+@dataclass(frozen=True)
+class Media:
+    """Decoded samples: `pixels` (B, 3, H, W) in [0, 1] for images."""
+
+    pixels: Tensor
+    kind: Literal["image"] = "image"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What a search does when the caller names no prompt or verifier."""
+
+    prompt: str
+    verifier: str
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a model.
+
+    Attributes:
+      device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
+      dtype: "float32", "float16" or "bfloat16" of the weights; "auto" is float32 on a CPU, float16 elsewhere.
+      offline: never touch the network.
+      revision, variant: of a hub repository, as in diffusers.
+      strict_scheduler: refuse a scheduler that is not supported instead of replacing it.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+    revision: str | None = None
+    variant: str | None = None
+    strict_scheduler: bool = False
+
+
+class ModelOutline(Protocol):
+    """A model before its weights are loaded: enough to check options, build schedules and count costs.
+
+    Attributes:
+      name: as the caller named it.
+      solvers: names of the solvers it supports, the default first.
+      default_steps, default_guidance_scale: used when the caller names none.
+      media: "image", or None where samples cannot be shown.
+      guidable: whether there is an unconditional row to guide with.
+      demo: a prompt and a verifier that show the model at work, or None.
+      notices: lines to show the user once (e.g. a scheduler that was replaced).
+    """
+
+    name: str
+    solvers: tuple[str, ...]
+    default_steps: int
+    default_guidance_scale: float
+    media: Literal["image"] | None
+    guidable: bool
+    demo: Demo | None
+    notices: tuple[str, ...]
+
+    def solver(self, name: str | None = None, eta: float | None = None) -> SolverInfo:
+        """A supported solver; None takes the model's default. Accepts "ddim(eta=0.5)". Raises UsageError."""
+        ...
+
+    def size(self, height: int | None, width: int | None) -> Size:
+        """The output size, defaults filled in. Raises UsageError if the model cannot make it."""
+        ...
+
+    def latent_shape(self, size: Size) -> tuple[int, ...]:
+        """Shape of one latent, without batch axis."""
+        ...
+
+    def schedule(self, solver: SolverInfo, num_steps: int, size: Size) -> Schedule:
+        """The levels of a solver. Raises UsageError if the number of steps does not fit the model."""
+        ...
+
+    def check(self, condition: Condition) -> None:
+        """Raise UsageError if the model cannot take this condition."""
+        ...
+
+    def load(self) -> DiffusionModel:
+        """Load the weights."""
+        ...
+
+
+class DiffusionModel(ModelOutline, Protocol):
+    """A model ready to run.
+
+    Attributes:
+      fingerprint: names the weights: equal fingerprints give equal results on one machine.
+      prediction_type: "epsilon", "v_prediction", "sample" or "flow".
+      device: where latents live, e.g. "cuda:0".
+    """
+
+    fingerprint: str
+    prediction_type: str
+    device: str
+
+    def sampler(self, schedule: Schedule, solver: SolverInfo) -> Sampler:
+        """The latent arithmetic of a solver on a schedule of its kind (also one made for another solver of the kind)."""
+        ...
+
+    def encode(self, conditions: Sequence[Condition], *, guided: bool) -> list[Encoded]:
+        """Encode conditions, in order; with `guided` each gets its unconditional row too."""
+        ...
+
+    def encode_images(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Clean latents (B, ...) of images (B, 3, H, W) in [0, 1]; `noise` (B, ...) feeds a sampling encoder."""
+        ...
+
+    def forward(self, latents: Tensor, timesteps: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The network's raw output (B, ...) for scaled latents (B, ...), timesteps (B,) and one `Row` each."""
+        ...
+
+    def decode(self, latents: Tensor) -> Media:
+        """Decode clean latents (B, ...)."""
+        ...
+
+
+@dataclass
+class StepState:
+    """A batch of latents on their way, with what a multi-step or multi-stage solver remembers.
+
+    Attributes:
+      latents: (B, ...).
+      history: tensors (B, ...) carried along; rows without history hold anything finite.
+      history_levels: level of each row's history, -1 for none.
+    """
+
+    latents: Tensor
+    history: tuple[Tensor, ...] = ()
+    history_levels: Sequence[int] = ()
+
+
+class Sampler(Protocol):
+    """All arithmetic on latents, vectorised over rows at different levels. Levels are plain integers, one per row."""
+
+    schedule: Schedule
+    solver: SolverInfo
+
+    def draw(self, noise: Tensor, origin: Tensor | None = None) -> Tensor:
+        """Latents of level 0 (B, ...) from unit noise, around the clean latents `origin` if there are any."""
+        ...
+
+    def add_noise(self, x0: Tensor, levels: Sequence[int], noise: Tensor) -> Tensor:
+        """alpha * x0 + sigma * noise at the nominal scales of `levels`."""
+        ...
+
+    def renoise(self, latents: Tensor, arrived: Sequence[bool], levels: Sequence[int], to: Sequence[int], noise: Tensor) -> Tensor:
+        """The forward kernel from `levels` (where a denoise step landed, if `arrived`) up to the noisier `to`."""
+        ...
+
+    def perturb(self, latents: Tensor, x0: Tensor, arrived: Sequence[bool], levels: Sequence[int], scale: Sequence[float], noise: Tensor) -> Tensor:
+        """Replace the share `scale` of each latent's noise by `noise`, at the same level."""
+        ...
+
+    def evaluate(self, latents: Tensor, levels: Sequence[int], rows: Sequence[Row]) -> Tensor:
+        """One network call: raw outputs (B, ...). Scales the input as the solver's coordinates need."""
+        ...
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: Sequence[float], rescale: Sequence[float]) -> Tensor:
+        """Classifier-free guidance of raw outputs, per row."""
+        ...
+
+    def x0(self, latents: Tensor, levels: Sequence[int], output: Tensor) -> Tensor:
+        """The clean estimate E[x0 | x] that a raw output stands for."""
+        ...
+
+    def advance(
+        self, state: StepState, stage: int, levels: Sequence[int], nexts: Sequence[int], output: Tensor, noise: Tensor | None
+    ) -> StepState:
+        """One stage of a step from `levels` to `nexts`.
+
+        Args:
+          state: the latents and history before this stage.
+          stage: 0, or 1 for a corrector; the latents returned by stage 0 are then evaluated at `nexts` first. The
+            corrector of a step that ends at sigma 0 is never called.
+          output: raw (guided) network output for `state.latents`, (B, ...).
+          noise: (num_noise, B, ...) for stochastic solvers, None otherwise.
+        """
+        ...
+
+
+# Verifiers -----------------------------------------------------------------------------------------------------------
+
+Need: TypeAlias = str
+"""What a verifier reads: "images", "x0", "latents", "levels", "conditions", "node_ids" or "ancestor_x0@RATIO", where
+RATIO is the sigma/alpha of the ancestor whose clean estimate is wanted."""
+
+
+class Candidates(Protocol):
+    """What a verifier is given; everything is made on first access, in row order."""
+
+    @property
+    def images(self) -> Tensor:
+        """(B, 3, H, W) in [0, 1], decoded from `x0`."""
+        ...
+
+    @property
+    def x0(self) -> Tensor:
+        """(B, ...) clean estimates; at level T the latents themselves."""
+        ...
+
+    @property
+    def latents(self) -> Tensor:
+        """(B, ...) at their own levels."""
+        ...
+
+    @property
+    def levels(self) -> list[int]:
+        """Level of each row."""
+        ...
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Schedule of each row's tree."""
+        ...
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Condition of each row."""
+        ...
+
+    @property
+    def node_ids(self) -> list[str]:
+        """Hexadecimal id of each row's node."""
+        ...
+
+    def ancestor_x0(self, ratio: float) -> Tensor:
+        """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`, for a declared need."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass
+class Scores:
+    """A verifier's answer.
+
+    Attributes:
+      values: (B,) scores, a tensor or floats; higher is better. NaN and infinities count as failures of their row.
+      parts: named components, (B,) each.
+      reasons: why a row failed, by row.
+    """
+
+    values: Tensor | Sequence[float]
+    parts: Mapping[str, Tensor | Sequence[float]] = field(default_factory=dict)
+    reasons: Mapping[int, str] = field(default_factory=dict)
+
+
+class Verifier(Protocol):
+    """Scores samples. Construct cheaply; load weights in `prepare`.
+
+    Attributes:
+      name: what its scores are called.
+      needs: what it reads of the candidates.
+      scope: "row" if a score depends on its own row alone, "set" if on the whole set (ranks).
+      latency: "immediate", or "pending" for people and remote services (then `ask` is called instead of `score`).
+      judges: "any" level's x0 estimate, or "final" samples only.
+      differentiable: whether gradients flow through `score`.
+    """
+
+    name: str
+    needs: frozenset[Need]
+    scope: Literal["row", "set"]
+    latency: Literal["immediate", "pending"]
+    judges: Literal["any", "final"]
+    differentiable: bool
+
+    def prepare(self, device: str) -> None:
+        """Load weights; called once, after every option has been checked."""
+        ...
+
+    def check(self, condition: Condition) -> None:
+        """Raise UsageError if the verifier cannot judge samples of this condition."""
+        ...
+
+    def score(self, candidates: Candidates) -> Scores:
+        """Score a batch."""
+        ...
+
+
+@runtime_checkable
+class PendingVerifier(Protocol):
+    """A verifier whose answers arrive later, from any thread."""
+
+    def ask(self, candidates: Candidates, answer: Callable[[str, float | None, str | None], None]) -> None:
+        """Ask for scores; call `answer(node_id, score, reason)` once for each candidate, whenever it is known."""
+        ...
+
+
+# Policies ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a policy's cost depends on.
+
+    Attributes:
+      schedule, solver: of the search.
+      verifier: the one that steers.
+      others: the ones that score finished samples only.
+      media: whether samples can be decoded (each result is decoded once).
+    """
+
+    schedule: Schedule
+    solver: SolverInfo
+    verifier: Verifier
+    others: tuple[Verifier, ...] = ()
+    media: bool = True
+
+    @property
+    def sample_cost(self) -> int:
+        """NFE of one plain sample."""
+        return self.denoise_cost(0, self.schedule.last)
+
+    def denoise_cost(self, start: int, to: int, num_steps: int | None = None) -> int:
+        """NFE of a denoise, the start's own prediction included."""
+        return self.schedule.span_cost(self.schedule.span(start, to, num_steps), self.solver.stages)
+
+    def scoring(self, count: int, *, final: bool) -> Spend:
+        """Decodes and verifier calls of scoring `count` nodes (their predictions not included).
+
+        Finished samples (`final`) are scored by every verifier and decoded once for all of them.
+        """
+        judges = (self.verifier, *self.others) if final else (self.verifier,)
+        decoded = any("images" in judge.needs for judge in judges)
+        return Spend(decodes=count * decoded, verifier_calls=count * len(judges))
+
+    def result(self) -> Spend:
+        """The decode of the answer, where scoring it has not decoded it already."""
+        seen = any("images" in judge.needs for judge in (self.verifier, *self.others))
+        return Spend(decodes=int(self.media and not seen))
+
+
+class TreeView(Protocol):
+    """What a policy sees of its tree: never a model, a device, a clock or a tensor."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def solver(self) -> SolverInfo: ...
+    @property
+    def condition(self) -> Condition: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+
+    def best(self, verifier: str | None = None) -> Node | None:
+        """The finished node with the highest score (ties: the oldest); None while there is none."""
+        ...
+
+    def rng(self, *purpose: int | str) -> np.random.Generator:
+        """A random generator of the policy's own; the same stateful object for the same purpose."""
+        ...
+
+    def note(self, node: Node | None = None, **facts: Json) -> None:
+        """Write facts on a node, or on the tree."""
+        ...
+
+
+Search: TypeAlias = Generator[Request, Any, Node | None]
+
+
+class Policy(Protocol):
+    """A search algorithm: a frozen dataclass of hyperparameters (`tsdiff.treesearch.parameters`) with a generator.
+
+    Attributes:
+      name: as registered.
+      needs: of "stochastic" (solver), "gradient", "flow" (schedule), "absolute" (scores comparable across sets).
+      size_parameters: names of the parameters that set how much is spent; when the caller sets none of them and gives
+        a budget, `fit` chooses them.
+    """
+
+    name: str
+    size_parameters: tuple[str, ...]
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def search(self, tree: TreeView) -> Search:
+        """Yield requests, receive replies, return the answer: a finished node, normally `tree.best()`."""
+        ...
+
+    def cost(self, setting: Setting) -> Cost:
+        """What one search spends, its answer's decode included."""
+        ...
+
+    def fit(self, nfe: int, setting: Setting) -> Policy:
+        """The largest configuration that spends at most `nfe`. Raises UsageError naming the smallest budget."""
+        ...
+
+
+# Recording -----------------------------------------------------------------------------------------------------------
+
+
+class Recorder(Protocol):
+    """Writes down what happens, in an order that can be replayed. Called by the engine's loop only."""
+
+    def replay(self, tree: Any) -> None:
+        """Bring a tree to where its record ends; called before its policy starts."""
+        ...
+
+    def commit(self, groups: Sequence[Any]) -> None:
+        """Completed groups, before their replies reach the policies."""
+        ...
+
+    def answer(self, tree: Any, node: Node, verifier: str, score: float | None) -> None:
+        """A pending verifier's answer, on arrival."""
+        ...
+
+    def refuse(self, tree: Any, request: Request, why: str) -> None:
+        """A request that was not granted."""
+        ...
+
+
+class NullRecorder:
+    """Writes nothing down."""
+
+    def replay(self, tree: Any) -> None:
+        """Nothing was recorded."""
+
+    def commit(self, groups: Sequence[Any]) -> None:
+        """Nothing is recorded."""
+
+    def answer(self, tree: Any, node: Node, verifier: str, score: float | None) -> None:
+        """Nothing is recorded."""
+
+    def refuse(self, tree: Any, request: Request, why: str) -> None:
+        """Nothing is recorded."""

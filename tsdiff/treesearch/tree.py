@@ -1,0 +1,137 @@
+"""A search tree: its nodes, what it may spend and has spent, and what a policy may see and ask of it.
+
+The engine grows it; a policy reads it (`TreeView`). It holds no tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.ledger import Budget, TreeLedger
+from tsdiff.treesearch.node import Json, Move, Node
+from tsdiff.treesearch.noise import derive, generator
+from tsdiff.treesearch.protocols import Condition
+from tsdiff.treesearch.schedule import Schedule, SolverInfo
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import numpy as np
+
+
+class Tree:
+    """One search of one prompt or class under one seed.
+
+    Args:
+      schedule, solver: the levels and what steps through them.
+      condition: what the samples are conditioned on.
+      seed: where all noise comes from.
+      verifier: name of the verifier that steers; `best()` goes by it.
+      nfe: limit on network evaluations, None for none.
+      line: the ledger line this tree is booked on: "search" or "baseline".
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        solver: SolverInfo,
+        condition: Condition,
+        *,
+        seed: int,
+        verifier: str,
+        nfe: int | None = None,
+        line: str = "search",
+    ) -> None:
+        self.schedule = schedule
+        self.solver = solver
+        self.condition = condition
+        self.seed = seed
+        self.verifier = verifier
+        self.line = line
+        self.budget = Budget(nfe)
+        self.ledger = TreeLedger()
+        self.nodes: list[Node] = []
+        self.roots: list[Node] = []
+        self.notes: list[dict[str, Json]] = []
+        self.children: Counter[tuple[Any, ...]] = Counter()
+        self._generators: dict[int, np.random.Generator] = {}
+
+    def best(self, verifier: str | None = None) -> Node | None:
+        """The finished node with the highest score (ties: the oldest); None while there is none."""
+        key = self.verifier if verifier is None else verifier
+        best: Node | None = None
+        highest = -math.inf
+        for node in self.nodes:
+            score = node.score(key)
+            if node.level == self.schedule.last and not node.draft and not node.failed and score is not None and score > highest:
+                best, highest = node, score
+        return best
+
+    def rng(self, *purpose: int | str) -> np.random.Generator:
+        """A random generator of the policy's own; the same stateful object for the same purpose."""
+        key = derive(self.seed, "rng", *purpose)
+        if key not in self._generators:
+            self._generators[key] = generator(key)
+        return self._generators[key]
+
+    def note(self, node: Node | None = None, **facts: Json) -> None:
+        """Write facts on a node, or on the tree (in order)."""
+        if node is not None:
+            node.note.update(facts)
+        else:
+            self.notes.append(facts)
+
+    def add_root(self, move: Move, level: int = 0) -> Node:
+        """A new root; the i-th has stream H(seed, "draw", i) whatever its noise recipe."""
+        stream = derive(self.seed, "draw", len(self.roots))
+        node = Node(len(self.nodes), derive(stream, "root", move.kind), stream, None, move, level)
+        self.nodes.append(node)
+        self.roots.append(node)
+        return node
+
+    def add_child(self, parent: Node, move: Move, stream: int, *path: int | str) -> Node:
+        """A new child; `path` tells it apart from its siblings and makes its id."""
+        node = Node(len(self.nodes), derive(parent.id, move.kind, *move.levels, *path), stream, parent, move, move.levels[-1])
+        self.nodes.append(node)
+        return node
+
+    def next_child(self, *key: Any) -> int:
+        """Count up and return the number of earlier children under a key (node index, kind, ...)."""
+        number = self.children[key]
+        self.children[key] += 1
+        return number
+
+    def to_networkx(self) -> nx.DiGraph[int]:
+        """The tree as a networkx DiGraph: nodes by index, with the attributes of `Node.to_json`."""
+        import networkx as nx
+
+        graph: nx.DiGraph[int] = nx.DiGraph()
+        for node in self.nodes:
+            graph.add_node(node.index, **node.to_json())
+            if node.parent is not None:
+                graph.add_edge(node.parent.index, node.index, kind=node.move.kind)
+        return graph
+
+    def to_json(self) -> dict[str, Any]:
+        """The tree as strict JSON; seconds, padding and probes are not part of it."""
+        return {
+            "format": 1,
+            "prompt": self.condition.prompt,
+            "negative_prompt": self.condition.negative_prompt,
+            "class": self.condition.class_label,
+            "seed": self.seed,
+            "line": self.line,
+            "verifier": self.verifier,
+            "solver": str(self.solver),
+            "schedule": {
+                "kind": self.schedule.kind,
+                "key": self.schedule.key,
+                "timesteps": list(self.schedule.timesteps),
+                "alpha": list(self.schedule.alpha),
+                "sigma": list(self.schedule.sigma),
+            },
+            "ledger": self.ledger.to_json(),
+            "notes": self.notes,
+            "nodes": [node.to_json() for node in self.nodes],
+        }
