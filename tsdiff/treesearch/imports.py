@@ -39,7 +39,7 @@ def prepare_torchvision() -> bool:
         return False
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(name + _SCHEMA)
+        library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
     _KEEP.append(library)
     return True
 

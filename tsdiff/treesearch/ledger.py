@@ -6,7 +6,7 @@ latents through the network, guidance included (the physical work).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,7 @@ class EngineLedger:
       retried: rows of batches that failed and ran again.
       lost: rows whose results an interruption lost, recomputed by a resume.
       batches: network calls.
-      seconds: wall time by stage: "network", "step", "decode", "verify", "encode", "noise", "policy", "store".
+      seconds: wall time by stage, without overlap: "network", "step", "noise", "decode", "verify", "encode", "policy", "store", "calibrate".
       peak_memory: bytes, by "host" and "device".
     """
 
@@ -103,7 +103,7 @@ class EngineLedger:
     retried: int = 0
     lost: int = 0
     batches: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     peak_memory: dict[str, int] = field(default_factory=dict)
 
     @property

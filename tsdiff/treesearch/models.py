@@ -1,0 +1,78 @@
+"""From what a caller names a model by to its outline: a registered name, a folder, a hub id, or an object.
+
+Nothing is loaded here, and torch is not imported: the registry's entry for the model does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tsdiff.treesearch.errors import UsageError, unknown_name
+from tsdiff.treesearch.protocols import LoadOptions, ModelOutline
+from tsdiff.treesearch.registry import models
+
+ModelReference: TypeAlias = str | os.PathLike[str] | Any
+"""A registered name ("gaussian"), the path of a pipeline folder, a hub id ("org/name"), a pipeline of diffusers, or a
+model that is loaded already."""
+
+PIPELINES = "diffusers"
+"""The registry entry that reads pipeline folders, hub ids and pipeline objects; not a model name itself."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve_model(reference: ModelReference, options: LoadOptions | None = None) -> ModelOutline:
+    """The outline of a model, before its weights are loaded.
+
+    Args:
+      reference: a registered name, an existing folder, a hub id "org/name", a pipeline object of diffusers, or a
+        model that is loaded already (returned as it is). A registered name wins over a folder of the same name.
+      options: how to load it; None takes the defaults.
+
+    Raises:
+      UsageError: if the name is unknown (the nearest are named), the path does not exist, or what is there is not a
+        supported model.
+      SetupError: if a hub id cannot be reached.
+    """
+    options = LoadOptions() if options is None else options
+    if not isinstance(reference, (str, os.PathLike)):
+        if _is_pipeline(reference):
+            return _pipelines(reference, options)
+        return _loaded(reference, options)
+    text = os.fspath(reference)
+    if isinstance(reference, str) and text != PIPELINES and text in models:
+        outline: ModelOutline = models.load(text)(text, options)
+        return outline
+    if text and Path(text).expanduser().exists():
+        return _pipelines(str(Path(text).expanduser()), options)
+    if isinstance(reference, str) and _HUB_ID.fullmatch(text):
+        return _pipelines(text, options)
+    if not isinstance(reference, str) or "/" in text or os.sep in text:
+        raise UsageError(f"model folder {text!r} does not exist; give the folder of a saved diffusers pipeline, a hub id 'org/name' or a name of `tsdiff list models`")
+    raise unknown_name(
+        "model", text, [name for name in models.names() if name != PIPELINES],
+        "A model is also the folder of a diffusers pipeline, or a hub id 'org/name'.",
+    )
+
+
+def _pipelines(reference: Any, options: LoadOptions) -> ModelOutline:
+    outline: ModelOutline = models.load(PIPELINES)(reference, options)
+    return outline
+
+
+def _is_pipeline(reference: object) -> bool:
+    """Whether an object is a pipeline of diffusers, told without importing diffusers."""
+    return any(cls.__name__ == "DiffusionPipeline" and cls.__module__.startswith("diffusers.") for cls in type(reference).__mro__)
+
+
+def _loaded(reference: Any, options: LoadOptions) -> ModelOutline:
+    # A protocol cannot be checked by isinstance without listing every attribute, so these three stand for it.
+    if not all(callable(getattr(reference, name, None)) for name in ("schedule", "latent_shape", "load")):
+        raise UsageError(f"a {type(reference).__name__} object is not a model; give a name, a folder, a hub id 'org/name', a pipeline of diffusers or a loaded model")
+    if options.device != "auto" or options.dtype != "auto":
+        raise UsageError("a loaded model keeps its device and dtype; leave device and dtype at 'auto'")
+    outline: ModelOutline = reference
+    return outline

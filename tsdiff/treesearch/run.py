@@ -1,0 +1,292 @@
+"""One tree on its way through the engine: its tree, its policy's suspended generator, its models and its latents."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.node import Node
+from tsdiff.treesearch.noise import Recipe, realize, roots_of
+from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, TreeView, Verifier
+from tsdiff.treesearch.requests import Gather, Request
+from tsdiff.treesearch.store import Store
+from tsdiff.treesearch.tree import Tree
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from tsdiff.treesearch.noise import Array
+
+
+@dataclass
+class Binding:
+    """A model as one tree uses it: the samplers for its schedule, and the tree's condition as the model takes it."""
+
+    name: str | None
+    model: DiffusionModel
+    encoded: Encoded | None = None
+    samplers: dict[tuple[Any, ...], Sampler] = field(default_factory=dict)  # the engine's, shared by all runs
+
+    def sampler(self, tree: Tree, solver: str | None = None) -> Sampler:
+        """The sampler of the tree's own solver, or of an override of the same kind."""
+        info = tree.solver if solver is None else self.model.solver(solver)
+        if info.kind != tree.schedule.kind:
+            raise UsageError(
+                f"solver {info} cannot run on this tree's levels, which belong to {tree.solver}; solvers of one tree must be of one kind"
+            )
+        key = (id(self.model), tree.schedule.key, info)
+        if key not in self.samplers:
+            self.samplers[key] = self.model.sampler(tree.schedule, info)
+        return self.samplers[key]
+
+
+class Frontier:
+    """How many live nodes stand at each level, with and without their prediction: enough to price a completion."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[int, bool]] = Counter()
+
+    def add(self, level: int, predicted: bool, count: int = 1) -> None:
+        """Count nodes in (or, with a negative count, out)."""
+        key = (level, predicted)
+        self.counts[key] += count
+        if not self.counts[key]:
+            del self.counts[key]
+
+    def cheapest(self, cost: Callable[[int], int], extra: Sequence[tuple[int, bool]] = ()) -> int | None:
+        """NFE of the cheapest full-grid completion among the live nodes and `extra` ones; None if there are none."""
+        prices = [cost(level) - predicted for level, predicted in (*self.counts, *extra)]
+        return min((max(price, 0) for price in prices), default=None)
+
+
+class Group:
+    """A granted request whose reply is not complete yet.
+
+    `waiting` counts the pieces of work still out. When it reaches 0 the group is complete, and `reply` builds what the
+    policy receives. A `Gather` is a group whose pieces are groups.
+    """
+
+    def __init__(self, run: Run, request: Request, parent: Group | None = None) -> None:
+        self.run = run
+        self.request = request
+        self.parent = parent
+        self.waiting = 1  # released by `seal`, so that a group cannot complete while it is being filled
+        self.nodes: list[Node] = []
+        self.reply: Callable[[], Any] = lambda: None
+
+    def add(self, pieces: int = 1) -> None:
+        """Expect more pieces of work."""
+        self.waiting += pieces
+
+    def done(self) -> None:
+        """One piece of work is complete."""
+        self.waiting -= 1
+        assert self.waiting >= 0, "a group was completed twice"
+        if self.waiting == 0:
+            if self.parent is not None:
+                self.parent.done()
+            else:
+                self.run.complete(self)
+
+    seal = done
+
+
+@dataclass(eq=False)
+class Draft:
+    """A look-ahead leaf that one or more scorings of its parent wait for."""
+
+    leaf: Node
+    users: int = 0
+    ready: bool = False
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+
+    def arrived(self) -> None:
+        """The leaf has its latent, or has failed."""
+        self.ready = True
+        for go_on in self.waiting:
+            go_on()
+
+
+class Run:
+    """A tree and everything the engine keeps for it.
+
+    Args:
+      tree: the tree to grow.
+      policy: called with the tree, gives the generator of requests.
+      models: the main model under None, helper models by name.
+      verifiers: the one that steers first; the others score finished samples only.
+      guidance: classifier-free guidance of every evaluation.
+      name: for error messages ("policy beam").
+      given: unit noise (float32, one latent's shape) for `Given` recipes.
+      first: recipe of root 0, where it is not `Fresh(0)`.
+      image: initial image (3, H, W) in [0, 1] that roots are noised versions of.
+      keep: keep the latents of closed nodes (on disk) until the tree ends.
+      on_end: called once when the tree has ended, before its latents are forgotten.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        policy: Callable[[TreeView], Search],
+        models: Mapping[str | None, DiffusionModel],
+        verifiers: Sequence[Verifier],
+        *,
+        guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+        size: tuple[int, int] | None = None,
+        name: str = "policy",
+        given: Array | None = None,
+        first: Recipe | None = None,
+        image: Tensor | None = None,
+        keep: bool = True,
+        on_end: Callable[[Run], None] | None = None,
+    ) -> None:
+        self.tree = tree
+        self.policy = policy
+        self.bindings = {key: Binding(key, model) for key, model in models.items()}
+        self.verifiers = {verifier.name: verifier for verifier in verifiers}
+        self.steering = verifiers[0]
+        self.guidance = guidance
+        self.name = name
+        self.given = given
+        self.first = first
+        self.image = image
+        self.keep = keep
+        self.on_end = on_end
+        self.shape = self.bindings[None].model.latent_shape(size)
+        self.ancestor_levels = {
+            need: tree.schedule.level_at(-2.0 * math.log(float(need.partition("@")[2])))
+            for verifier in verifiers
+            for need in verifier.needs
+            if need.startswith("ancestor_x0@")
+        }
+        self.number = -1  # set by the engine on admission
+        self.store: Store = None  # type: ignore[assignment]  # likewise
+        self.generator: Search | None = None
+        self.origin: Tensor | None = None
+        self.completed: list[Group] = []
+        self.group: Group | None = None
+        self.finishing = False
+        self.ended = False
+        self.answer: Node | None = None
+        self.picture: tuple[Node, Tensor] | None = None  # the best finished node so far and its pixels (3, H, W)
+        self.error: BaseException | None = None
+        self.truncated: str | None = None
+        self.frontier = Frontier()
+        self.finished_leaf = False
+        self.predicted: set[tuple[int, str | None]] = set()
+        self.arrived: dict[int, bool] = {}
+        self.history_level: dict[int, int] = {}
+        self.repeats: dict[tuple[Any, ...], Node] = {}
+        self.memo_of: dict[int, tuple[Any, ...]] = {}
+        self.scoring: dict[tuple[int, str, int], list[Group]] = {}
+        self.drafts: dict[tuple[Any, ...], Draft] = {}
+        self.started_at = 0.0
+        self.seconds = 0.0
+
+    # Nodes ------------------------------------------------------------------------------------------------------
+
+    def key(self, kind: str, *rest: Any) -> tuple[Any, ...]:
+        """A key of the store that belongs to this run."""
+        return (self.number, kind, *rest)
+
+    def adopt(self, node: Node) -> None:
+        """Count a new node as live (drafts are never an answer, so they never count)."""
+        if not node.draft:
+            self.frontier.add(node.level, False)
+
+    def settle(self, node: Node, tensors: dict[str, Tensor], *, arrived: bool, history_level: int = -1) -> None:
+        """Give a node its latent and history."""
+        self.store.put(self.key("node", node.index), tensors)
+        self.arrived[node.index] = arrived
+        self.history_level[node.index] = history_level
+        if node.level == self.tree.schedule.last and not node.draft:
+            self.finished_leaf = True
+
+    def has_prediction(self, node: Node, model: str | None) -> bool:
+        """Whether the raw output of a model at a node is there (or was and is only spilled)."""
+        return (node.index, model) in self.predicted
+
+    def predict_done(self, node: Node, model: str | None, tensors: dict[str, Tensor]) -> None:
+        """Keep the raw outputs of a node."""
+        self.store.put(self.key("prediction", node.index, model), tensors)
+        self.predicted.add((node.index, model))
+        if model is None and not node.draft and node.status == "open":
+            self.frontier.add(node.level, False, -1)
+            self.frontier.add(node.level, True)
+
+    def fail(self, node: Node, reason: str) -> None:
+        """Mark a node as failed; its latent is forgotten."""
+        if node.status == "failed":
+            return
+        self._leave(node)
+        node.status = "failed"
+        node.reason = reason
+        self._forget(node, keep=False)
+
+    def close(self, node: Node) -> None:
+        """The node will not be grown any more."""
+        if node.status != "open":
+            return
+        self._leave(node)
+        node.status = "closed"
+        # A finished sample may still become the answer.
+        finished = node.level == self.tree.schedule.last
+        self._forget(node, keep=(self.keep or finished) and not node.draft)
+
+    def _leave(self, node: Node) -> None:
+        if node.status == "open" and not node.draft:
+            self.frontier.add(node.level, self.has_prediction(node, None), -1)
+
+    def _forget(self, node: Node, *, keep: bool) -> None:
+        for name in self.bindings:
+            self.store.drop(self.key("prediction", node.index, name))
+            self.predicted.discard((node.index, name))
+        key = self.key("node", node.index)
+        if keep:
+            self.store.spill(key)
+        else:
+            self.store.drop(key)
+        memo = self.memo_of.pop(node.index, None)
+        if memo is not None:
+            del self.repeats[memo]
+
+    def remember(self, memo: tuple[Any, ...], node: Node) -> None:
+        """Asking for `memo` again gives this node, until it is released or fails."""
+        self.repeats[memo] = node
+        self.memo_of[node.index] = memo
+
+    def require_open(self, node: Node, request: Request) -> None:
+        """Raise a UsageError unless the node is one of this tree that may still be used."""
+        if node.index >= len(self.tree.nodes) or self.tree.nodes[node.index] is not node:
+            raise UsageError(f"{type(request).__name__}: {node!r} belongs to another tree")
+        if node.status == "closed":
+            raise UsageError(f"{type(request).__name__}: node {node.index} was released; release a node only when it is not needed any more")
+
+    # Noise ------------------------------------------------------------------------------------------------------
+
+    def realize(self, recipe: Recipe) -> Array:
+        """The noise of a recipe; roots' noises come from the store, where they are always kept."""
+        roots: dict[int, np.ndarray[Any, Any]] = {}
+        for index in roots_of(recipe):
+            if not 0 <= index < len(self.tree.roots):
+                raise UsageError(f"{recipe}: root {index} does not exist; this tree has {len(self.tree.roots)} roots, counted from 0")
+            roots[index] = self.store.get(self.key("noise", index))["noise"].cpu().numpy()
+        return realize(recipe, seed=self.tree.seed, shape=self.shape, roots=roots, given=self.given)
+
+    # Groups -----------------------------------------------------------------------------------------------------
+
+    def complete(self, group: Group) -> None:
+        """A group's reply is complete (its policy is resumed at the next turn)."""
+        self.completed.append(group)
+
+
+def flatten(request: Request) -> list[Request]:
+    """The requests that a request is made of, in order."""
+    if isinstance(request, Gather):
+        return [part for inner in request.requests for part in flatten(inner)]
+    return [request]

@@ -1,0 +1,143 @@
+"""A finished search on disk: one folder a run, strict JSON, safetensors and PNG.
+
+    run.json             options, versions, hardware, results
+    tree.json            the searched tree
+    baseline.json        the tree of the one plain sample it is compared with
+    best.png             the answer's image           baseline.png   the plain sample's
+    latents.safetensors  "node/INDEX" -> the latent of a node, float32
+
+A search of several prompts or seeds makes a folder of such folders with an `index.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+FORMAT = 1
+PACKAGES = ("tsdiff", "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "safetensors")
+
+
+def claim_folder(parent: Path) -> Path:
+    """Make and return a new folder "run-0001", "run-0002", ... in `parent`; nothing is ever overwritten.
+
+    Raises:
+      UsageError: if the folder cannot be made.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        taken = [int(match[1]) for entry in parent.iterdir() if (match := re.fullmatch(r"run-(\d+)", entry.name))]
+        number = max(taken, default=0) + 1
+        while True:
+            folder = parent / f"run-{number:04d}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # another search was faster
+                number += 1
+    except OSError as error:
+        raise UsageError(f"cannot write to the output folder {str(parent)!r} ({error.strerror}); choose another with --out") from None
+
+
+def slug(text: str, most: int = 40) -> str:
+    """A part of a file name that recalls a prompt."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-") or "sample"
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write strict JSON (no NaN), whole or not at all."""
+    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_image(path: Path, image: Image) -> None:
+    """Write a PNG, whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file one tensor at a time, so that memory does not grow with the tree.
+
+    The format (an 8-byte length, a JSON header, then raw little-endian data) needs all shapes first, so every tensor
+    is read twice.
+    """
+    header: dict[str, Any] = {}
+    offset = 0
+    kept = list(names)
+    for name in kept:
+        tensor = read(name)
+        header[name] = {
+            "dtype": _DTYPES[str(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in kept:
+            file.write(_raw(read(name)))
+    os.replace(temporary, path)
+
+
+_DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+
+
+def _raw(tensor: Tensor) -> bytes:
+    import torch
+
+    data: bytes = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return data
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as far as they may matter to a result."""
+    import torch
+
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": sys.version.split()[0],
+        "packages": versions,
+        "platform": platform.platform(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def read_tree(folder: Path) -> dict[str, Any]:
+    """The saved tree of a run folder."""
+    path = folder / "tree.json"
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{str(folder)!r} is not a run folder: it has no tree.json") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
+    if data.get("format") != FORMAT:
+        raise UsageError(f"{str(path)!r} has format {data.get('format')}, but this tsdiff reads format {FORMAT}; install a newer tsdiff")
+    return data

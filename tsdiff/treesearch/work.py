@@ -1,0 +1,212 @@
+"""Pieces of work that wait in the engine's queues, and the batches that verifiers see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.node import Node, Value
+from tsdiff.treesearch.noise import Recipe, step_noise
+from tsdiff.treesearch.protocols import Condition, DiffusionModel, Row, Sampler, Verifier
+from tsdiff.treesearch.run import Binding, Group, Run
+from tsdiff.treesearch.schedule import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tsdiff.treesearch.noise import Array
+
+
+@dataclass(eq=False, slots=True)
+class Evaluation:
+    """One guided network evaluation: one row, or with guidance a conditional and an unconditional row.
+
+    Attributes:
+      owner: the node whose NFE it counts for.
+      then: called with the raw outputs (conditional, unconditional or None).
+      failed: called with the reason when the network could not evaluate a row.
+    """
+
+    run: Run
+    binding: Binding
+    level: int
+    latents: Tensor
+    owner: Node
+    then: Callable[[Tensor, Tensor | None], None]
+    failed: Callable[[str], None]
+    outputs: list[Tensor | None] = field(default_factory=list)
+    over: bool = False
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The conditionings to evaluate: without active guidance only the first."""
+        assert self.binding.encoded is not None
+        rows = self.binding.encoded.rows
+        return rows if self.run.guidance.active(self.run.tree.schedule, self.level) else rows[:1]
+
+
+@dataclass(eq=False, slots=True)
+class Chain:
+    """A denoise on its way: one node's latent through `levels` to `child`.
+
+    Attributes:
+      position: index into `levels` of the level that `latents` stand at.
+      stage: 0, or 1 while a two-stage solver waits for its corrector's evaluation.
+      noise: recipe of the single step's noise, None for the noise of the child's stream.
+      captured: clean estimates to remember, by name in the store.
+      then: called when the child has its latent, or has failed.
+    """
+
+    run: Run
+    binding: Binding
+    sampler: Sampler
+    levels: tuple[int, ...]
+    child: Node
+    latents: Tensor
+    history: tuple[Tensor, ...]
+    history_level: int
+    captured: dict[str, Tensor]
+    noise: Recipe | None
+    then: Callable[[], None]
+    position: int = 0
+    stage: int = 0
+
+    @property
+    def level(self) -> int:
+        """The level that the step in progress starts from."""
+        return self.levels[self.position]
+
+    @property
+    def next(self) -> int:
+        """The level that the step in progress lands on."""
+        return self.levels[self.position + 1]
+
+    def draw(self) -> Array:
+        """Noise of the step in progress, float32 (num_noise, ...)."""
+        if self.noise is not None:
+            return self.run.realize(self.noise)[None]
+        return step_noise(self.child.stream, self.next, self.run.shape, self.sampler.solver.num_noise)
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """A chain whose evaluation has arrived."""
+
+    chain: Chain
+    cond: Tensor
+    uncond: Tensor | None
+
+
+@dataclass(eq=False, slots=True)
+class Estimate:
+    """A clean estimate to be formed from a node's prediction."""
+
+    run: Run
+    binding: Binding
+    level: int
+    latents: Tensor
+    cond: Tensor
+    uncond: Tensor | None
+    then: Callable[[Tensor], None]
+
+
+@dataclass(eq=False, slots=True)
+class Decode:
+    """A clean latent to be decoded; `then` receives pixels (3, H, W), or a reason."""
+
+    run: Run
+    model: DiffusionModel
+    x0: Tensor
+    then: Callable[[Tensor | None, str | None], None]
+
+
+@dataclass(eq=False, slots=True)
+class Candidate:
+    """One row for a verifier."""
+
+    run: Run
+    node: Node
+    level: int
+    latents: Tensor
+    x0: Tensor
+    pixels: Tensor | None
+    ancestors: dict[str, Tensor]
+
+
+@dataclass(eq=False, slots=True)
+class Judgement:
+    """Candidates to be scored by one verifier: one row, or a whole set; `then` receives a value for each."""
+
+    verifier: Verifier
+    candidates: list[Candidate]
+    then: Callable[[list[Value]], None]
+
+
+class CandidateBatch:
+    """Implements `tsdiff.treesearch.protocols.Candidates`: stacks rows when they are asked for."""
+
+    def __init__(self, rows: Sequence[Candidate]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(B, 3, H, W) in [0, 1]."""
+        import torch
+
+        pixels = [row.pixels for row in self._rows]
+        if any(image is None for image in pixels):
+            raise UsageError("a verifier reads candidates.images but does not declare 'images' in its needs")
+        return torch.stack([image for image in pixels if image is not None])
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """(B, ...) clean estimates."""
+        import torch
+
+        return torch.stack([row.x0 for row in self._rows])
+
+    @cached_property
+    def latents(self) -> Tensor:
+        """(B, ...) latents at their own levels."""
+        import torch
+
+        return torch.stack([row.latents for row in self._rows])
+
+    @property
+    def levels(self) -> list[int]:
+        """Level of each row."""
+        return [row.level for row in self._rows]
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Schedule of each row's tree."""
+        return [row.run.tree.schedule for row in self._rows]
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Condition of each row."""
+        return [row.run.tree.condition for row in self._rows]
+
+    @property
+    def node_ids(self) -> list[str]:
+        """Hexadecimal id of each row's node."""
+        return [f"{row.node.id:032x}" for row in self._rows]
+
+    def ancestor_x0(self, ratio: float) -> Tensor:
+        """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`."""
+        import torch
+
+        name = f"ancestor_x0@{ratio:g}"
+        missing = [row.node.index for row in self._rows if name not in row.ancestors]
+        if missing:
+            raise UsageError(f"nodes {missing} have no ancestor estimate at sigma/alpha {ratio:g}: they are noisier, or the verifier does not declare {name!r}")
+        return torch.stack([row.ancestors[name] for row in self._rows])
+
+
+__all__ = ["Candidate", "CandidateBatch", "Chain", "Decode", "Estimate", "Evaluation", "Group", "Judgement", "Step"]
