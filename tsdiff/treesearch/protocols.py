@@ -155,14 +155,22 @@ class ModelOutline(Protocol):
       notices: lines to show the user once (e.g. a scheduler that was replaced).
     """
 
-    name: str
-    solvers: tuple[str, ...]
-    default_steps: int
-    default_guidance_scale: float
-    media: Literal["image"] | None
-    guidable: bool
-    demo: Demo | None
-    notices: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+    @property
+    def solvers(self) -> tuple[str, ...]: ...
+    @property
+    def default_steps(self) -> int: ...
+    @property
+    def default_guidance_scale(self) -> float: ...
+    @property
+    def media(self) -> Literal["image"] | None: ...
+    @property
+    def guidable(self) -> bool: ...
+    @property
+    def demo(self) -> Demo | None: ...
+    @property
+    def notices(self) -> tuple[str, ...]: ...
 
     def solver(self, name: str | None = None, eta: float | None = None) -> SolverInfo:
         """A supported solver; None takes the model's default. Accepts "ddim(eta=0.5)". Raises UsageError."""
@@ -198,9 +206,12 @@ class DiffusionModel(ModelOutline, Protocol):
       device: where latents live, e.g. "cuda:0".
     """
 
-    fingerprint: str
-    prediction_type: str
-    device: str
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def prediction_type(self) -> str: ...
+    @property
+    def device(self) -> str: ...
 
     def sampler(self, schedule: Schedule, solver: SolverInfo) -> Sampler:
         """The latent arithmetic of a solver on a schedule of its kind (also one made for another solver of the kind)."""
@@ -241,8 +252,10 @@ class StepState:
 class Sampler(Protocol):
     """All arithmetic on latents, vectorised over rows at different levels. Levels are plain integers, one per row."""
 
-    schedule: Schedule
-    solver: SolverInfo
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def solver(self) -> SolverInfo: ...
 
     def draw(self, noise: Tensor, origin: Tensor | None = None) -> Tensor:
         """Latents of level 0 (B, ...) from unit noise, around the clean latents `origin` if there are any."""
@@ -366,12 +379,18 @@ class Verifier(Protocol):
       differentiable: whether gradients flow through `score`.
     """
 
-    name: str
-    needs: frozenset[Need]
-    scope: Literal["row", "set"]
-    latency: Literal["immediate", "pending"]
-    judges: Literal["any", "final"]
-    differentiable: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> frozenset[Need]: ...
+    @property
+    def scope(self) -> Literal["row", "set"]: ...
+    @property
+    def latency(self) -> Literal["immediate", "pending"]: ...
+    @property
+    def judges(self) -> Literal["any", "final"]: ...
+    @property
+    def differentiable(self) -> bool: ...
 
     def prepare(self, device: str) -> None:
         """Load weights; called once, after every option has been checked."""
@@ -479,9 +498,10 @@ class Policy(Protocol):
         a budget, `fit` chooses them.
     """
 
-    name: str
-    size_parameters: tuple[str, ...]
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def size_parameters(self) -> tuple[str, ...]: ...
     @property
     def needs(self) -> frozenset[str]: ...
 

@@ -1,0 +1,240 @@
+"""What Stable Diffusion is conditioned on, and that a caller's pipeline is left as it was."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_sd import tiny_stable_diffusion
+
+from tsdiff.diffusion.loading import load_model
+from tsdiff.diffusion.pipelines import lora_scales_kept
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.protocols import Condition, Guidance, StepState
+
+TEXT = "encoder_hidden_states"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pipe: Any) -> Any:
+    return load_model(tiny_pipe)
+
+
+def test_rows_equal_the_pipelines_embeddings_and_equal_prompts_share_them(tiny_pipe: Any, model: Any) -> None:
+    prompts = ["a cat", "a dog", "a cat"]
+    encoded = model.encode([Condition(prompt, negative_prompt="bad") for prompt in prompts], guided=True)
+    for prompt, one in zip(prompts, encoded, strict=True):
+        positive, negative = tiny_pipe.encode_prompt(prompt, "cpu", 1, True, "bad")
+        assert torch.equal(one.rows[0][TEXT], positive[0])
+        assert torch.equal(one.rows[1][TEXT], negative[0])
+    assert encoded[0].rows[0][TEXT] is encoded[2].rows[0][TEXT]
+    assert encoded[0].rows[1][TEXT] is encoded[1].rows[1][TEXT]
+    assert len({one.bucket for one in encoded}) == 1
+    assert len(model.encode([Condition("a cat")], guided=False)[0].rows) == 1
+    assert not encoded[0].rows[0][TEXT].requires_grad
+
+
+def test_embeddings_of_another_length_are_another_bucket(model: Any) -> None:
+    short = Condition(tensors={"prompt_embeds": torch.zeros(5, 32), "negative_prompt_embeds": torch.zeros(5, 32)})
+    a, b = model.encode([Condition("a"), short], guided=True)
+    assert a.bucket != b.bucket
+    with pytest.raises(UsageError, match="must agree"):
+        model.encode([Condition(tensors={"prompt_embeds": torch.zeros(5, 32)})], guided=True)
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+def test_clip_skip_takes_an_earlier_layer(tiny_pipe: Any, model: Any, skip: int) -> None:
+    (encoded,) = model.encode([Condition("a cat", extra={"clip_skip": skip})], guided=True)
+    encoder = copy.deepcopy(tiny_pipe.text_encoder)
+    ids = tiny_pipe.tokenizer("a cat", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    states = encoder(ids, output_hidden_states=True).hidden_states[-(skip + 1)]
+    body = getattr(encoder, "text_model", encoder)
+    torch.testing.assert_close(encoded.rows[0][TEXT], body.final_layer_norm(states)[0])
+    (plain,) = model.encode([Condition("a cat")], guided=True)
+    assert torch.equal(encoded.rows[0][TEXT], plain.rows[0][TEXT]) == (skip == 0)
+    assert torch.equal(encoded.rows[1][TEXT], plain.rows[1][TEXT])
+
+
+def test_a_prompt_that_is_too_long_is_told(tiny_pipe: Any) -> None:
+    model = load_model(tiny_pipe)
+    model.encode([Condition("a" * 75)], guided=True)
+    assert model.notices == ()
+    model.encode([Condition("a" * 80), Condition("a" * 80)], guided=True)
+    assert len(model.notices) == 1
+    assert "5 tokens" in model.notices[0]
+
+
+def test_attention_options_reach_the_network_and_split_buckets(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(tiny_pipe)
+    options = [{"scale": 0.5}, {"scale": 0.5}, {"scale": 0.25}, None]
+    conditions = [Condition("a", extra={} if option is None else {"cross_attention_kwargs": option}) for option in options]
+    encoded = model.encode(conditions, guided=True)
+    assert encoded[0].bucket == encoded[1].bucket
+    assert len({one.bucket for one in encoded}) == 3
+    seen = []
+    forward = tiny_pipe.unet.forward
+    monkeypatch.setattr(tiny_pipe.unet, "forward", lambda *args, **kwargs: seen.append(kwargs["cross_attention_kwargs"]) or forward(*args, **kwargs))
+    for one in encoded:
+        model.forward(torch.zeros(2, 4, 8, 8), torch.tensor([1.0, 2.0]), one.rows)
+    assert seen == options
+
+
+class LoraLayer(torch.nn.Module):
+    """Stands for a LoRA layer of peft: scales by adapter name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaling = {"style": 0.8}
+
+
+def test_a_lora_scale_leaves_nothing_behind() -> None:
+    pipe = SimpleNamespace(components={"unet": LoraLayer(), "tokenizer": object()})
+    scaling = pipe.components["unet"].scaling
+
+    def disturb() -> None:
+        with lora_scales_kept(pipe):
+            pipe._lora_scale = 0.0
+            scaling["style"] = 1.0
+            raise RuntimeError("the call failed")
+
+    with pytest.raises(RuntimeError):
+        disturb()
+    assert not hasattr(pipe, "_lora_scale")
+    assert pipe.components["unet"].scaling is scaling
+    assert scaling == {"style": 0.8}
+    pipe._lora_scale = 0.3
+    with pytest.raises(RuntimeError):
+        disturb()
+    assert pipe._lora_scale == 0.3
+
+
+def state_of(pipe: Any) -> dict[str, Any]:
+    """Everything about a pipeline that a caller could notice."""
+    state: dict[str, Any] = {
+        "attributes": {name: id(value) for name, value in vars(pipe).items() if name != "_internal_dict"},
+        "config": dict(pipe.config),
+        "scheduler": (dict(pipe.scheduler.config), {name: str(value) for name, value in vars(pipe.scheduler).items()}),
+        "progress": dict(pipe._progress_bar_config),
+    }
+    for name in ("unet", "vae", "text_encoder"):
+        module = getattr(pipe, name)
+        digest = hashlib.sha256()
+        for key, tensor in module.state_dict().items():
+            digest.update(key.encode() + str((tensor.dtype, tensor.device)).encode() + tensor.numpy().tobytes())
+        state[name] = {
+            "weights": digest.hexdigest(),
+            "config": str(module.config),
+            "training": [child.training for child in module.modules()],
+            "gradients": [parameter.requires_grad for parameter in module.parameters()],
+            "hooks": [
+                (len(child._forward_hooks), len(child._forward_pre_hooks), len(child._backward_hooks)) for child in module.modules()
+            ],
+            "attributes": [sorted(vars(child)) for child in module.modules()],
+        }
+    state["processors"] = {name: id(processor) for name, processor in pipe.unet.attn_processors.items()}
+    return state
+
+
+def test_a_pipeline_object_is_never_changed(tiny_pipe: Any) -> None:
+    before = state_of(tiny_pipe)
+    model = load_model(tiny_pipe)
+    extra = {"clip_skip": 1, "cross_attention_kwargs": {"scale": 0.5}}
+    encoded = model.encode([Condition("a cat " * 30, negative_prompt="bad", extra=extra)], guided=True)
+    for name in model.solvers:
+        solver = model.solver(name)
+        sampler = model.sampler(model.schedule(solver, 4, None), solver)
+        latents = sampler.draw(torch.ones(2, 4, 8, 8))
+        output = sampler.evaluate(latents, [0, 2], encoded[0].rows)
+        sampler.advance(StepState(latents), 0, [0, 2], [1, 3], output, torch.zeros(1, 2, 4, 8, 8))
+        assert not output.requires_grad
+    pixels = model.decode(latents).pixels
+    model.encode_images(pixels, torch.zeros(2, 4, 8, 8))
+    assert model.fingerprint
+    assert state_of(tiny_pipe) == before
+
+
+def test_libraries_are_as_talkative_afterwards_as_before(tiny_pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    load_model(tiny_pipe).encode([Condition("long " * 100)], guided=True)
+    assert [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries] == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_float16_autoencoders_that_say_so_are_upcast_beside_the_original() -> None:
+    for config, expected in (({"force_upcast": True}, torch.float32), ({"force_upcast": False}, torch.float16), ({}, torch.float16)):
+        pipe = tiny_stable_diffusion(vae_config=config)
+        reference = load_model(tiny_stable_diffusion(vae_config=config))
+        pipe.vae.half()
+        model = load_model(pipe)
+        assert model._vae.dtype == expected
+        assert pipe.vae.dtype == torch.float16
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(model.decode(latents).pixels, reference.decode(latents).pixels, rtol=0, atol=5e-3)
+
+
+def test_fingerprints_name_weights_configs_and_adapters(tiny_pipe: Any, model: Any) -> None:
+    assert load_model(tiny_stable_diffusion()).fingerprint == model.fingerprint
+    seen = {model.fingerprint, load_model(tiny_stable_diffusion(seed=1)).fingerprint}
+    seen.add(load_model(tiny_stable_diffusion(vae_config={"scaling_factor": 0.5})).fingerprint)
+    nudged = tiny_stable_diffusion()
+    with torch.no_grad():
+        nudged.unet.conv_in.bias += 1e-3
+    seen.add(load_model(nudged).fingerprint)
+    nudged.unet.conv_in.register_module("lora", LoraLayer())
+    nudged.eval() if hasattr(nudged, "eval") else nudged.unet.eval()
+    seen.add(load_model(nudged).fingerprint)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("condition", "says"),
+    [
+        (Condition(class_label=3), "not on classes"),
+        (Condition(tensors={"prompt_embedding": torch.zeros(77, 32)}), "prompt_embeds"),
+        (Condition(extra={"clipskip": 1}), "clip_skip"),
+        (Condition(tensors={"prompt_embeds": torch.zeros(77, 31)}), r"\(tokens, 32\)"),
+        (Condition(tensors={"prompt_embeds": torch.zeros(2, 77, 32)}), r"\(1, tokens, 32\)"),
+        (Condition(extra={"clip_skip": 2}), "between 0 and 1"),
+        (Condition(extra={"clip_skip": "1"}), "between 0 and 1"),
+        (Condition(extra={"cross_attention_kwargs": 0.5}), "dictionary"),
+        (Condition(extra={"ip_adapter_image": torch.zeros(3, 8, 8)}), "load_ip_adapter"),
+        (Condition(extra={"ip_adapter_image": 1, "ip_adapter_image_embeds": []}), "leave out one"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(model: Any, condition: Condition, says: str) -> None:
+    for call in (model.check, model.outline.check, lambda c: model.encode([c], guided=True)):
+        with pytest.raises(UsageError, match=says):
+            call(condition)
+
+
+def test_without_a_text_encoder_embeddings_are_asked_for() -> None:
+    model = load_model(tiny_stable_diffusion(text_encoder=None, tokenizer=None))
+    embeds = {"prompt_embeds": torch.zeros(5, 32)}
+    with pytest.raises(UsageError, match="no text encoder"):
+        model.check(Condition("a cat"))
+    with pytest.raises(UsageError, match="negative_prompt_embeds"):
+        model.check(Condition(negative_prompt="bad", tensors=embeds))
+    with pytest.raises(UsageError, match="guidance_scale=1"):
+        model.encode([Condition(tensors=embeds)], guided=True)
+    assert model.encode([Condition(tensors=embeds)], guided=False)[0].rows[0][TEXT].shape == (5, 32)
+    assert not Guidance(1.0).on
+
+
+def test_sizes_are_multiples_of_the_autoencoders_factor(model: Any) -> None:
+    assert model.size(None, None) == (16, 16)
+    assert model.size(24, None) == (24, 16)
+    assert model.latent_shape((24, 16)) == (4, 12, 8)
+    with pytest.raises(UsageError, match="height is 17 .* nearest are 16 or 18"):
+        model.size(17, None)
+    with pytest.raises(UsageError, match="width is 0 .* nearest are 2"):
+        model.size(None, 0)
+    with pytest.raises(UsageError, match="steps is 0"):
+        model.schedule(model.solver(), 0, None)

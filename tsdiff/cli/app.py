@@ -1,0 +1,164 @@
+"""The command group: lazy commands, and one place where errors become a line and an exit status.
+
+Exit statuses: 0 done; 1 failed; 2 wrong usage; 3 finished but incomplete; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from tsdiff.cli.output import say
+from tsdiff.treesearch.errors import TsdiffError, unknown_name
+
+FAILED, USAGE, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
+
+COMMANDS = {
+    "search": "Search for the best sample of each prompt.",
+    "plan": "Show what a search would cost, without running it.",
+    "list": "List policies, verifiers, models, solvers and suites.",
+    "describe": "Explain a policy, verifier, model, solver or suite.",
+    "doctor": "Check this installation.",
+}
+"""Module of `tsdiff.cli` -> the first line of its help, kept here so that the group's help imports no command."""
+
+
+@dataclass
+class State:
+    """What `main` must still know when a command has ended.
+
+    Attributes:
+      debug: show tracebacks.
+      kept: where an interrupted search leaves what it has finished.
+    """
+
+    debug: bool = False
+    kept: str | None = None
+
+
+class App(click.Group):
+    """The group of all commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of a first session rather than of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import one command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"tsdiff.cli.{name}").command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names. Raises UsageError, naming the nearest ones."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise unknown_name("command", args[0], COMMANDS, "`tsdiff --help` lists all.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run, tell errors in one line, exit."""
+        state = State()
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a prompt must not lose a result
+        with warnings.catch_warnings():
+            _narrate_plugin_warnings()
+            try:
+                status = super().main(args, prog_name or "tsdiff", complete_var, standalone_mode=False, obj=state, **extra)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                # The reader has gone. What Python still holds for it must go nowhere, or the interpreter complains at exit.
+                _discard_stdout()
+                status = FAILED
+            except Exception as error:
+                if state.debug and not isinstance(error, click.Abort):
+                    traceback.print_exc()
+                status = _tell(error, state)
+        sys.exit(status or 0)
+
+
+def _narrate_plugin_warnings() -> None:
+    """Show a broken plug-in as one line; other warnings keep Python's form."""
+    from tsdiff.treesearch.registry import PluginWarning
+
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, PluginWarning):
+            say("warning", str(message))
+        else:
+            show(message, category, *rest, **more)
+
+    warnings.showwarning = shown
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(error: Exception, state: State) -> int:
+    """Print one line about an error; return the exit status."""
+    if isinstance(error, click.Abort):
+        say("interrupted", f"what was finished is in {state.kept}" if state.kept else "nothing was changed")
+        return INTERRUPTED
+    if isinstance(error, TsdiffError):
+        say("error", str(error))
+        return error.exit_status
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "tsdiff"
+        say("error", f"{error.format_message().rstrip('.')}; see `{path} --help`")
+        return USAGE
+    if isinstance(error, click.ClickException):
+        say("error", error.format_message())
+        return error.exit_code
+    if isinstance(error, OSError):
+        say("error", str(error))
+        return FAILED
+    advice = "" if state.debug else "; --debug shows where"
+    say("error", f"unexpected {type(error).__name__}: {error}{advice}")
+    return FAILED
+
+
+@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tsdiff", prog_name="tsdiff")
+def cli() -> None:
+    """Tree search over diffusion and flow sampling.
+
+    \b
+    Try:
+      tsdiff search --policy beam
+      tsdiff plan --policy beam --nfe 400
+      tsdiff describe beam
+
+    Results go to standard output, everything else to standard error. Exit status: 0 done, 1 failed, 2 wrong usage,
+    3 finished but incomplete, 130 interrupted.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line.
+
+    Args:
+      args: the arguments after the program's name; None takes those of the process.
+    """
+    cli.main(args)

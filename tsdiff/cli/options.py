@@ -1,0 +1,158 @@
+"""The options that `search` and `plan` share, and how they become a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from tsdiff.cli import values
+from tsdiff.cli.config import load_config, policy_options
+from tsdiff.cli.output import say
+from tsdiff.cli.prompts import read_prompts
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.registry import split_options
+
+if TYPE_CHECKING:
+    from tsdiff.treesearch.search import Plan
+
+_POSITIVE = click.IntRange(min=1)
+_FILE = click.Path(path_type=Path)
+
+
+class Sectioned(click.Command):
+    """A command whose help groups its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
+
+
+class SectionedOption(click.Option):
+    """An option that knows its heading."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _section(title: str) -> Callable[..., Decorator]:
+    def option(*names: str, **kwargs: Any) -> Decorator:
+        return click.option(*names, cls=SectionedOption, section=title, **kwargs)
+
+    return option
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, debug: bool) -> bool:
+    ctx.obj.debug = debug
+    return debug
+
+
+_sample, _model, _sampling, _search, _output = map(_section, ("What to make", "The model", "Sampling", "The search", "Output"))
+
+json_option = _output("--json/--no-json", "as_json", help="Results as JSON on stdout.")
+debug_option = _output("--debug/--no-debug", callback=_remember_debug, is_eager=True, expose_value=False, help="Show tracebacks.")
+
+_OPTIONS: tuple[Decorator, ...] = (
+    click.argument("prompt", nargs=-1, metavar="[PROMPT]..."),
+    _sample("--prompts", type=_FILE, metavar="FILE", help="Prompts from a file: one a line, or JSON lines (.jsonl) with prompt, negative_prompt, class."),
+    _sample("--class", "class_label", type=values.CLASS, metavar="CLASS", help="Class id or name, for class-conditional models."),
+    _sample("--negative-prompt", default="", metavar="TEXT", help="What guidance should lead away from."),
+    _sample("--height", type=_POSITIVE, metavar="PIXELS", help="Of the image; the model's own by default."),
+    _sample("--width", type=_POSITIVE, metavar="PIXELS", help="Of the image; the model's own by default."),
+    _sample("--init-image", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE", help="Start from an image."),
+    _sample("--strength", type=float, metavar="SHARE", help="How much of --init-image to remake, in (0, 1]."),
+    _model("--model", metavar="NAME", help="A name of `tsdiff list models`, a diffusers folder or a hub id.  [default: the built-in gaussian]"),
+    _model("--device", type=values.DEVICE, default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
+    _model("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto", show_default=True, help="Of the weights."),
+    _model("--revision", metavar="NAME", help="Revision of a hub repository."),
+    _model("--variant", metavar="NAME", help="Variant of the weights, e.g. fp16."),
+    _model("--offline/--no-offline", help="Never touch the network."),
+    _sampling("--steps", type=_POSITIVE, metavar="N", help="Denoising steps; the model's own by default."),
+    _sampling("--solver", metavar="NAME", help="A name of `tsdiff list solvers`; the model's own by default."),
+    _sampling("--eta", type=float, metavar="SHARE", help="Noise added by each step of the solvers that have it."),
+    _sampling("--guidance-scale", type=float, metavar="SCALE", help="1 is no guidance; the model's own by default."),
+    _sampling("--guidance-rescale", type=click.FloatRange(0.0, 1.0), default=0.0, show_default=True, metavar="SHARE", help="Std matching, 0 to 1."),
+    _sampling("--guidance-interval", type=values.INTERVAL, metavar="LOW,HIGH", help="Guide only where sigma/alpha lies between."),
+    _sampling("--strict-scheduler/--no-strict-scheduler", help="Refuse a scheduler that is not supported, do not replace it."),
+    _search("--policy", default="beam", show_default=True, metavar="NAME", help="A name of `tsdiff list policies`."),
+    _search("-P", "--policy-option", "policy_options", multiple=True, metavar="KEY=VALUE", help="A parameter of the policy, see `tsdiff describe POLICY`; repeatable."),
+    _search("--verifier", "verifiers", multiple=True, metavar="NAME", help="A name of `tsdiff list verifiers`; repeatable: the first steers, the others judge what is finished."),
+    _search("--nfe", type=_POSITIVE, metavar="N", help="Network evaluations that each search may spend."),
+    _search("--seconds", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Start nothing new after this time."),
+    _search("--seed", type=values.SEEDS, default="0", show_default=True, metavar="SEEDS", help="One or several: 7, 0-3 or 0-3,7."),
+    _search("--baseline/--no-baseline", default=True, help="Also make the plain sample to compare with.  [default: baseline]"),
+    _search("--deterministic/--no-deterministic", help="Equal bytes whatever the load, at some cost."),
+    _search("--max-batch", type=_POSITIVE, metavar="ROWS", help="Rows in one network call at most."),
+    _search("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk."),
+    _output("--out", type=_FILE, default=Path("runs"), show_default=True, metavar="FOLDER", help="Each run makes a new folder in it."),
+    json_option,
+    _output("--quiet/--no-quiet", help="No narration, no progress."),
+    debug_option,
+    _output("--config", type=_FILE, metavar="FILE", callback=load_config, is_eager=True, help="Options from a TOML file; the command line wins."),
+)
+
+
+def search_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every option of a search, in the order above."""
+    for decorate in reversed(_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+def make_plan(ctx: click.Context) -> Plan:
+    """Resolve and check everything that was asked; no weights are loaded. Raises UsageError, SetupError."""
+    from tsdiff.treesearch.search import prepare
+
+    params = dict(ctx.params)
+    options, notice = policy_options(ctx, _split_policy_options(params.pop("policy_options")))
+    quiet = params.pop("quiet")
+    if notice and not quiet:
+        say("", notice)
+    for name in ("as_json", "config"):
+        params.pop(name)
+    params["prompts"] = _prompts(ctx, params)
+    plan = prepare(policy_options=options, **params)
+    if not quiet:
+        for line in dict.fromkeys((*plan.model.notices, *plan.notices)):
+            say("", line)
+    return plan
+
+
+def _split_policy_options(texts: tuple[str, ...]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for text in texts:
+        if "=" not in text:
+            raise UsageError(f"-P {text!r} is not of the form KEY=VALUE; `tsdiff describe POLICY` lists the keys")
+        options |= split_options(text)
+    return options
+
+
+def _prompts(ctx: click.Context, params: dict[str, Any]) -> Any:
+    """What to pass as prompts: typed ones, the conditions of a file, or None for the demonstration or a class alone."""
+    typed, path = params.pop("prompt"), params.pop("prompts")
+    if typed and path is not None:
+        by_line = {name for name in ("prompt", "prompts") if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+        if by_line != {"prompt"} and by_line != {"prompts"}:
+            raise UsageError("prompts were given both one by one and as a file with --prompts; use one of them")
+        typed, path = (typed, None) if by_line == {"prompt"} else ((), path)
+    if path is not None:
+        # The file's own lines win over these options, so they travel inside its conditions.
+        return read_prompts(path, negative_prompt=params.pop("negative_prompt"), class_label=params.pop("class_label"))
+    for prompt in typed:
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise UsageError(f"prompt {prompt!r} is not UTF-8; check the terminal's encoding")
+    return list(typed) or None

@@ -1,0 +1,74 @@
+"""`tsdiff plan`: what a search would cost. Same options as `search`; no weights are loaded, nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tsdiff.cli.options import Sectioned, make_plan, search_options
+from tsdiff.cli.output import plural, print_facts, print_json
+from tsdiff.cli.search import nfe_text, one_prompt
+
+if TYPE_CHECKING:
+    from tsdiff.treesearch.search import Plan
+
+
+@click.command("plan", cls=Sectioned)
+@search_options
+@click.pass_context
+def command(ctx: click.Context, **params: Any) -> None:
+    """Show what a search would cost, without running it.
+
+    \b
+    Try:
+      tsdiff plan --policy beam --nfe 400
+
+    Takes the options of `tsdiff search`; loads no weights and writes nothing. The cost is exact where the policy's
+    cost does not depend on scores, otherwise bounded from both sides.
+    """
+    plan = make_plan(ctx)
+    if params["as_json"]:
+        print_json(plan.to_json())
+    else:
+        print_facts(facts(plan))
+
+
+def facts(plan: Plan) -> dict[str, object]:
+    """What is printed about a plan."""
+    prompts = ", ".join(one_prompt(condition.label) for condition in plan.conditions[:3])
+    more = "" if len(plan.conditions) <= 3 else f" and {len(plan.conditions) - 3} more"
+    guidance = f"{plan.guidance.scale:g}" if plan.guidance.on else "off"
+    exact = "exact" if plan.cost.exact else "bounds: it depends on scores"
+    return {
+        "model": plan.model.name,
+        "prompts": f"{prompts}{more}",
+        "seeds": _seeds(plan.seeds),
+        "policy": _policy(plan.policy),
+        "verifiers": ", ".join(verifier.name for verifier in plan.verifiers),
+        "solver": f"{plan.solver}, {plural(plan.schedule.last, 'step')}",
+        "guidance": guidance,
+        "size": None if plan.size is None else f"{plan.size[0]} x {plan.size[1]} (height x width)",
+        "runs": f"{plan.num_runs:,}",
+        "each run": f"{nfe_text(plan)}, {_range(plan, 'decodes')} decodes, {_range(plan, 'verifier_calls')} verifier calls ({exact})",
+        "baseline": None if plan.baseline_cost is None else f"{plan.baseline_cost.nfe:,} NFE for each run",
+        "network rows": f"{plan.rows_upper:,} in all{'' if plan.cost.exact else ' at most'}",
+    }
+
+
+def _range(plan: Plan, name: str) -> str:
+    low, high = getattr(plan.cost.lower, name), getattr(plan.cost.upper, name)
+    return f"{high:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _seeds(seeds: Any) -> str:
+    shown = ", ".join(map(str, seeds[:8]))
+    return shown if len(seeds) <= 8 else f"{shown}, ... ({len(seeds):,} in all)"
+
+
+def _policy(policy: Any) -> str:
+    if not dataclasses.is_dataclass(policy):
+        return str(policy.name)
+    options = ", ".join(f"{field.name}={getattr(policy, field.name)!r}" for field in dataclasses.fields(policy) if field.init)
+    return f"{policy.name}({options})"

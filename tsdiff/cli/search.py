@@ -1,0 +1,133 @@
+"""`tsdiff search`: run a search, show the best image and what it cost."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tsdiff.cli.app import FAILED, INCOMPLETE
+from tsdiff.cli.options import Sectioned, make_plan, search_options
+from tsdiff.cli.output import number, plural, print_facts, print_json, print_table, say
+from tsdiff.cli.progress import progress
+from tsdiff.treesearch.errors import UsageError
+
+if TYPE_CHECKING:
+    from tsdiff.treesearch.search import Plan, Result, Results
+
+_TABLE = ("prompt", "seed", "score", "baseline", "NFE", "rows", "calls", "seconds", "")
+PROMPT_WIDTH = 40
+
+
+@click.command("search", cls=Sectioned)
+@search_options
+@click.pass_context
+def command(ctx: click.Context, **params: Any) -> int:
+    """Search for the best sample of each prompt.
+
+    \b
+    Try:
+      tsdiff search --policy beam
+      tsdiff search "a red cube on a blue sphere" --model FOLDER --verifier sharpness --nfe 400
+
+    Without model, prompt and verifier it shows a demonstration on the built-in analytic world `gaussian`.
+    """
+    plan = make_plan(ctx)
+    _check_writable(params["out"])
+    if not params["quiet"]:
+        say("", announcement(plan))
+    from tsdiff.treesearch.search import execute
+
+    ctx.obj.kept = str(params["out"])
+    with progress(quiet=params["quiet"], loading=f"loading {plan.model.name}") as callback:
+        results = execute(plan, callback=callback)
+    return report(results, as_json=params["as_json"])
+
+
+def announcement(plan: Plan) -> str:
+    """One line: what is searched and what it costs."""
+    what = f"{plural(len(plan.conditions), 'prompt')} x {plural(len(plan.seeds), 'seed')}, {plan.policy.name}: {nfe_text(plan)} each"
+    baseline = "" if plan.baseline_cost is None else f" + {plan.baseline_cost.nfe:,} for the baseline"
+    bound = "" if plan.cost.exact else "at most "
+    return f"{what}{baseline}; {bound}{plural(plan.rows_upper, 'network row')} in all"
+
+
+def nfe_text(plan: Plan) -> str:
+    """ "320 NFE" or "320 to 400 NFE"."""
+    low, high = plan.cost.lower.nfe, plan.cost.upper.nfe
+    return f"{high:,} NFE" if low == high else f"{low:,} to {high:,} NFE"
+
+
+def report(results: Results, *, as_json: bool) -> int:
+    """Print every result on stdout and every failure on stderr; return the exit status."""
+    finished = list(results)
+    if as_json:
+        for result in finished:
+            print_json(result.to_json())
+        for prompt, seed, message in results.failures:
+            blank = dict.fromkeys(("image", "score", "first_score", "nfe", "rows", "seconds", "run"))
+            print_json({"prompt": prompt, "seed": seed, **blank, "complete": False, "error": message})
+    elif len(finished) == 1:
+        print_facts(_facts(finished[0]))
+    elif finished:
+        print_table(_TABLE, [_row(result) for result in finished], numeric=_TABLE[1:-1])
+    for prompt, seed, message in results.failures:
+        say("failed", f"{one_prompt(prompt)}, seed {seed}: {message}")
+    unfinished = sum(not result.complete for result in finished)
+    if unfinished:
+        say("warning", f"{plural(unfinished, 'run')} incomplete; see the run's folder")
+    if not finished:
+        return FAILED
+    return INCOMPLETE if results.failures or unfinished else 0
+
+
+def one_prompt(prompt: str) -> str:
+    """A prompt in quotes, cut where it is long."""
+    text = " ".join(prompt.split())
+    return repr(text if len(text) <= PROMPT_WIDTH else f"{text[: PROMPT_WIDTH - 1]}…")
+
+
+def _where(result: Result) -> str:
+    if result.image_path is not None:
+        return str(result.image_path)
+    return "-" if result.path is None else str(result.path)
+
+
+def _calls(result: Result) -> int:
+    return sum(result.ledger.verifier_calls.values())
+
+
+def _row(result: Result) -> tuple[object, ...]:
+    prompt = result.prompt if len(result.prompt) <= PROMPT_WIDTH else f"{result.prompt[: PROMPT_WIDTH - 1]}…"
+    scores = (number(result.score), number(result.first_score))
+    return (prompt, result.seed, *scores, result.ledger.nfe, result.ledger.rows, _calls(result), f"{result.seconds:.1f}", _where(result))
+
+
+def _facts(result: Result) -> dict[str, object]:
+    """What is printed about a single run."""
+    score = number(result.score) or "none: scoring failed"
+    if result.score is not None and result.first_score is not None:
+        score += f" (baseline {number(result.first_score)}, {result.score - result.first_score:+.4g})"
+    also = "" if result.baseline_ledger is None else f" + {result.baseline_ledger.nfe:,} for the baseline"
+    rows = "" if result.baseline_ledger is None else f" + {result.baseline_ledger.rows:,} for the baseline"
+    return {
+        "image": result.image_path,
+        "score": score,
+        "NFE": f"{result.ledger.nfe:,}{also}",
+        "rows": f"{result.ledger.rows:,}{rows}",
+        "verifier calls": f"{_calls(result):,}",
+        "seconds": f"{result.seconds:.1f}",
+        "run": result.path,
+    }
+
+
+def _check_writable(out: Path) -> None:
+    """Make the folder of runs, and fail now rather than after the search. Raises UsageError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error

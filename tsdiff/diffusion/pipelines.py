@@ -1,0 +1,99 @@
+"""Pipelines as objects: load ours from disk, look at a caller's without touching it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.diffusion.devices import resolve_device, resolve_dtype
+from tsdiff.diffusion.quiet import quiet_libraries
+from tsdiff.diffusion.source import Source, unwrapped
+from tsdiff.treesearch.errors import SetupError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_pipeline(source: Source, pipeline_class: str, **without: Any) -> tuple[Any, str]:
+    """The pipeline of a source and the device it runs on; an object that was handed over comes back as it is.
+
+    Args:
+      source: where it comes from.
+      pipeline_class: name of the class of diffusers to load it as.
+      without: arguments of `from_pretrained` that replace components, e.g. `safety_checker=None`.
+
+    Raises:
+      UsageError: if the weights cannot be read.
+      SetupError: if the device is not there or too small, or weights of a hub id cannot be obtained.
+    """
+    if source.pipeline is not None:
+        return source.pipeline, str(source.pipeline._execution_device)
+    device = resolve_device(source.options.device)
+    dtype = resolve_dtype(source.options.dtype, device)
+    with quiet_libraries():
+        import diffusers
+        import torch
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            pipeline = getattr(diffusers, pipeline_class).from_pretrained(
+                source.name if source.folder is None else str(source.folder),
+                torch_dtype=dtype,
+                local_files_only=source.options.offline,
+                revision=source.options.revision,
+                variant=source.options.variant,
+                **without,
+            )
+            return pipeline.to(device), device
+        except torch.OutOfMemoryError as error:
+            raise SetupError(f"{source.name!r} does not fit into the memory of {device}; try dtype='float16' or another device") from error
+        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+            raise SetupError(f"the weights of {source.name!r} cannot be obtained ({error}); fetch them once with `hf download {source.name}`") from error
+        except Exception as error:
+            # Dozens of exception types of five libraries mean the same here; the cause stays attached.
+            raise UsageError(f"{source.name!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}); check that its configs and weights belong together, or download it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:300]
+
+
+def refuse_training(pipeline: Any) -> None:
+    """Raise UsageError if a module of a pipeline is in training mode, where dropout would make results random."""
+    for name, part in pipeline.components.items():
+        module = unwrapped(part)
+        if hasattr(module, "modules") and any(child.training for child in module.modules()):
+            raise UsageError(f"pipe.{name} is in training mode, which makes its outputs random; call `pipe.{name}.eval()` first")
+
+
+def device_of(module: Any, otherwise: str) -> torch.device:
+    """Where a module wants its inputs: its own device, or `otherwise` if hooks move its weights about."""
+    import torch
+
+    moved = module.device.type == "meta" or hasattr(unwrapped(module), "_hf_hook")
+    return torch.device(otherwise) if moved else module.device
+
+
+@contextmanager
+def lora_scales_kept(pipeline: Any) -> Iterator[None]:
+    """Put back what a call with a LoRA scale leaves behind on a pipeline: its `_lora_scale` and its layers' scales.
+
+    `encode_prompt(lora_scale=...)` sets the attribute and never removes it; unscaling from 0 resets layers to 1, whatever
+    they were.
+    """
+    missing = object()
+    scale = pipeline.__dict__.get("_lora_scale", missing)
+    modules = [unwrapped(part) for part in pipeline.components.values() if hasattr(part, "modules")]
+    layers = [layer for module in modules for layer in module.modules() if isinstance(getattr(layer, "scaling", None), dict)]
+    scalings = [(layer.scaling, dict(layer.scaling)) for layer in layers]
+    try:
+        yield
+    finally:
+        if scale is missing:
+            pipeline.__dict__.pop("_lora_scale", None)
+        else:
+            pipeline.__dict__["_lora_scale"] = scale
+        for scaling, values in scalings:
+            scaling.clear()
+            scaling.update(values)

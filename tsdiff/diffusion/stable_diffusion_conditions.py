@@ -1,0 +1,235 @@
+"""What Stable Diffusion is conditioned on: checked against the configs, then encoded by the pipeline's own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.diffusion.pipelines import device_of, lora_scales_kept
+from tsdiff.diffusion.quiet import quiet_libraries
+from tsdiff.diffusion.source import unwrapped
+from tsdiff.treesearch.errors import UsageError, unknown_name
+from tsdiff.treesearch.protocols import Condition, Encoded, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TENSORS = ("prompt_embeds", "negative_prompt_embeds")
+EXTRAS = ("clip_skip", "cross_attention_kwargs", "ip_adapter_image", "ip_adapter_image_embeds")
+
+TEXT = "encoder_hidden_states"
+IMAGE = "image_embeds"
+KWARGS = "cross_attention_kwargs"
+
+
+@dataclass(frozen=True)
+class ConditionRules:
+    """What a Stable Diffusion model can be conditioned on, from its configs.
+
+    Attributes:
+      name: of the model.
+      text_layers: layers of its text encoder, None if it has no text encoder.
+      width: of a token's embedding.
+      ip_adapter: whether an IP adapter is loaded, which then must be given an image.
+    """
+
+    name: str
+    text_layers: int | None
+    width: int
+    ip_adapter: bool
+
+    def check(self, condition: Condition) -> None:
+        """Raise UsageError if the model cannot take a condition."""
+        if condition.class_label is not None:
+            raise UsageError(f"{self.name!r} is conditioned on text, not on classes; leave out class {condition.class_label!r} and give a prompt")
+        for kind, given, known in (("tensor", condition.tensors, TENSORS), ("option", condition.extra, EXTRAS)):
+            for key in given:
+                if key not in known:
+                    raise unknown_name(f"{kind} of a Stable Diffusion condition", key, known)
+        for key, tensor in condition.tensors.items():
+            if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] != 1) or tensor.shape[-1] != self.width:
+                raise UsageError(f"{key} has shape {tuple(tensor.shape)} but must be (tokens, {self.width}) or (1, tokens, {self.width})")
+        if self.text_layers is None:
+            self._check_without_encoder(condition)
+        skip = condition.extra.get("clip_skip")
+        if skip is not None and self.text_layers is not None and not (isinstance(skip, int) and 0 <= skip < self.text_layers):
+            raise UsageError(f"clip_skip is {skip!r} but must be a whole number between 0 and {self.text_layers - 1}")
+        options = condition.extra.get("cross_attention_kwargs")
+        if options is not None and not isinstance(options, Mapping):
+            raise UsageError(f"cross_attention_kwargs is a {type(options).__name__} but must be a dictionary, e.g. {{'scale': 0.8}}")
+        self._check_images(condition)
+
+    def _check_without_encoder(self, condition: Condition) -> None:
+        if "prompt_embeds" not in condition.tensors:
+            raise UsageError(f"{self.name!r} has no text encoder, so a prompt cannot be encoded; give prompt_embeds (and negative_prompt_embeds for guidance)")
+        if condition.negative_prompt and "negative_prompt_embeds" not in condition.tensors:
+            raise UsageError(f"{self.name!r} has no text encoder, so the negative prompt cannot be encoded; give negative_prompt_embeds")
+        if condition.extra.get("clip_skip") is not None:
+            raise UsageError(f"clip_skip needs a text encoder, and {self.name!r} has none; leave it out")
+
+    def _check_images(self, condition: Condition) -> None:
+        image, embeds = (condition.extra.get(key) for key in ("ip_adapter_image", "ip_adapter_image_embeds"))
+        if image is not None and embeds is not None:
+            raise UsageError("ip_adapter_image and ip_adapter_image_embeds are both given; leave out one of them")
+        if self.ip_adapter and image is None and embeds is None:
+            raise UsageError("an IP adapter is loaded, so every condition needs ip_adapter_image or ip_adapter_image_embeds; give one, or call `pipe.unload_ip_adapter()` before")
+        if not self.ip_adapter and not (image is None and embeds is None):
+            raise UsageError(f"{self.name!r} has no IP adapter for an image to go to; load one with `pipe.load_ip_adapter(...)` and hand over the pipeline object")
+        if embeds is not None and not (isinstance(embeds, list) and embeds and all(tensor.ndim in (3, 4) for tensor in embeds)):
+            raise UsageError("ip_adapter_image_embeds must be a list with one tensor (2, images, ...) for each IP adapter, the negative embedding first")
+
+
+class Conditioner:
+    """Encodes conditions one prompt a call, so that an embedding never depends on its neighbours.
+
+    Args:
+      pipeline: whose text encoder and IP adapters are used; nothing of it stays changed.
+      device: where rows are put.
+
+    Attributes:
+      notices: a line for each prompt that was too long.
+    """
+
+    def __init__(self, pipeline: Any, device: str) -> None:
+        self.pipeline = pipeline
+        self.device = device
+        self.notices: list[str] = []
+        self._kwargs: list[dict[str, Any]] = []
+
+    def encode(self, conditions: Sequence[Condition], *, guided: bool) -> list[Encoded]:
+        """The rows of conditions, in order; equal prompts are encoded once and share their tensors.
+
+        Row tensors: `encoder_hidden_states` (tokens, width); `image_embeds.I` (images, ...) for the I-th IP adapter; and
+        `cross_attention_kwargs`, a CPU integer that `attention_kwargs` takes.
+        """
+        import torch
+
+        memo: dict[Hashable, Any] = {}
+        with torch.no_grad(), quiet_libraries(), lora_scales_kept(self.pipeline):
+            return [self._encode(condition, guided, memo) for condition in conditions]
+
+    def attention_kwargs(self, row: Row) -> dict[str, Any] | None:
+        """The `cross_attention_kwargs` of a row, None if it has none; equal for all rows of a bucket."""
+        return self._kwargs[int(row[KWARGS])] if KWARGS in row else None
+
+    def unet_scale_kept(self, options: Mapping[str, Any] | None) -> AbstractContextManager[None]:
+        """Around a network call with `options`: a LoRA scale among them leaves nothing behind."""
+        return lora_scales_kept(self.pipeline) if options and "scale" in options else nullcontext()
+
+    def _encode(self, condition: Condition, guided: bool, memo: dict[Hashable, Any]) -> Encoded:
+        import torch
+
+        options = condition.extra.get("cross_attention_kwargs")
+        scale = options.get("scale") if options else None
+        tensors = condition.tensors
+        # clip_skip shapes the conditional row alone, as in the pipeline.
+        cond = {TEXT: self._text(condition.prompt, tensors.get("prompt_embeds"), condition.extra.get("clip_skip"), scale, memo)}
+        uncond: dict[str, Tensor] = {}
+        if guided:
+            uncond[TEXT] = self._text(condition.negative_prompt, tensors.get("negative_prompt_embeds"), None, scale, memo)
+            if cond[TEXT].shape != uncond[TEXT].shape:
+                raise UsageError(f"the prompt's embedding has shape {tuple(cond[TEXT].shape)} and the negative prompt's {tuple(uncond[TEXT].shape)}, but they must agree; give negative_prompt_embeds of the same length")
+        for index, (negative, positive) in enumerate(self._images(condition, guided, memo)):
+            cond[f"{IMAGE}.{index}"] = positive
+            if guided:
+                uncond[f"{IMAGE}.{index}"] = negative
+        bucket: tuple[Hashable, ...] = ("stable-diffusion", *sorted((key, tuple(tensor.shape)) for key, tensor in cond.items()))
+        if options:
+            number = self._number(dict(options))
+            cond[KWARGS] = uncond[KWARGS] = torch.tensor(number)
+            bucket = (*bucket, number)
+        return Encoded((cond, uncond) if guided else (cond,), bucket)
+
+    def _text(self, prompt: str, embeds: Tensor | None, skip: int | None, scale: float | None, memo: dict[Hashable, Any]) -> Tensor:
+        key = ("text", prompt, skip, scale) if embeds is None else ("embeds", id(embeds))
+        if key not in memo:
+            pipeline = self.pipeline
+            if embeds is None and pipeline.text_encoder is None:
+                raise UsageError("guidance needs negative_prompt_embeds, because the pipeline has no text encoder; give them, or guidance_scale=1")
+            if embeds is None:
+                self._note_length(prompt)
+                device = device_of(pipeline.text_encoder, self.device)
+                with _HiddenStates(unwrapped(pipeline.text_encoder), skip) as skipped:
+                    encoded, _ = pipeline.encode_prompt(prompt, device, 1, False, lora_scale=scale)
+                encoded = encoded if skip is None else skipped.normalised().to(encoded)
+            else:
+                batch = embeds if embeds.ndim == 3 else embeds[None]
+                encoded, _ = pipeline.encode_prompt(None, self.device, 1, False, prompt_embeds=batch)
+            memo[key] = encoded[0].to(self.device)
+        found: Tensor = memo[key]
+        return found
+
+    def _note_length(self, prompt: str) -> None:
+        tokenizer = self.pipeline.tokenizer
+        limit = tokenizer.model_max_length
+        dropped = len(tokenizer(self.pipeline.maybe_convert_prompt(prompt, tokenizer)).input_ids) - limit
+        if dropped > 0:
+            notice = f"prompt {prompt[:40]!r}... is {dropped} tokens longer than the {limit} that the text encoder reads; its last {dropped} tokens are dropped"
+            if notice not in self.notices:
+                self.notices.append(notice)
+
+    def _images(self, condition: Condition, guided: bool, memo: dict[Hashable, Any]) -> list[tuple[Tensor, Tensor]]:
+        """(negative, positive) embeddings for each IP adapter; they are one and the same without guidance."""
+        image, embeds = (condition.extra.get(key) for key in ("ip_adapter_image", "ip_adapter_image_embeds"))
+        if image is None and embeds is None:
+            return []
+        key = ("images", id(image), id(embeds))
+        if key not in memo:
+            adapters = len(self.pipeline.unet.encoder_hid_proj.image_projection_layers)
+            given = embeds if embeds is not None else image if isinstance(image, list) else [image]
+            if len(given) != adapters:
+                raise UsageError(f"{len(given)} images are given for {adapters} IP adapters; give a list with one for each")
+            if embeds is not None:
+                if guided and any(tensor.shape[0] != 2 for tensor in embeds):
+                    raise UsageError("under guidance each of ip_adapter_image_embeds needs shape (2, images, ...), the negative embedding first")
+                embeds = [tensor if guided else tensor[-1:] for tensor in embeds]
+            batches = self.pipeline.prepare_ip_adapter_image_embeds(image, embeds, self.device, 1, guided)
+            memo[key] = [(batch[0].to(self.device), batch[-1].to(self.device)) for batch in batches]
+        found: list[tuple[Tensor, Tensor]] = memo[key]
+        return found
+
+    def _number(self, options: dict[str, Any]) -> int:
+        """The place of `cross_attention_kwargs` in our list; equal plain values share one, tensors are told by identity."""
+        for number, known in enumerate(self._kwargs):
+            if known.keys() == options.keys() and all(_same(known[key], options[key]) for key in known):
+                return number
+        self._kwargs.append(options)
+        return len(self._kwargs) - 1
+
+
+class _HiddenStates:
+    """While entered, keeps what a CLIP text encoder's layer `skip` from the end puts out; with None it does nothing.
+
+    The same as `encode_prompt(clip_skip=...)`, which fails with the flat CLIP modules of transformers 5, and whose
+    `output_hidden_states=True` would leave hooks on the caller's modules. Ours is gone on leaving.
+    """
+
+    def __init__(self, encoder: Any, skip: int | None) -> None:
+        self.text_model = getattr(encoder, "text_model", encoder)
+        self.skip = skip
+        self.states: Tensor | None = None
+
+    def __enter__(self) -> _HiddenStates:
+        if self.skip is not None:
+            layers = self.text_model.encoder.layers
+            self.hook = layers[len(layers) - 1 - self.skip].register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.skip is not None:
+            self.hook.remove()
+
+    def _keep(self, module: Any, inputs: Any, output: Any) -> None:
+        self.states = output[0] if isinstance(output, tuple) else output
+
+    def normalised(self) -> Tensor:
+        """The states after the encoder's final normalisation."""
+        assert self.states is not None, "the text encoder ran without its layers (compiled?)"
+        states: Tensor = self.text_model.final_layer_norm(self.states)
+        return states
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, (int, float, str)) and isinstance(b, (int, float, str)) and a == b)

@@ -1,0 +1,354 @@
+"""A search, planned: every name resolved, every option checked, the cost known - before any weights load."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tsdiff.treesearch.engine import Limits
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.ledger import Cost, Spend
+from tsdiff.treesearch.models import resolve_model
+from tsdiff.treesearch.noise import Given, Recipe, Torch
+from tsdiff.treesearch.protocols import Condition, Guidance, LoadOptions, ModelOutline, Policy, Setting, Size, Verifier
+from tsdiff.treesearch.resolve import VerifierLike, check_needs, resolve_policy, resolve_verifiers
+from tsdiff.treesearch.schedule import Schedule, SolverInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_MODEL = "gaussian"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` has resolved; `execute` carries it out.
+
+    Attributes:
+      model: the model's outline; weights are not loaded.
+      conditions, seeds: every condition is searched under every seed.
+      policy: fitted to the budget where its size was left open.
+      verifiers: the first steers.
+      cost: of one search (bounds, where it depends on values), limited by the budget.
+      baseline_cost: of the plain sample beside each search, None without.
+      nfe: the budget of one search, None for none.
+      is_demo: whether the prompt is the model's own demonstration.
+      notices: lines to show the user.
+      typed: the options as the caller gave them.
+    """
+
+    model: ModelOutline
+    conditions: tuple[Condition, ...]
+    seeds: tuple[int, ...]
+    policy: Policy
+    verifiers: tuple[Verifier, ...]
+    schedule: Schedule
+    solver: SolverInfo
+    guidance: Guidance
+    size: Size
+    cost: Cost
+    baseline_cost: Spend | None
+    nfe: int | None
+    limits: Limits
+    out: Path | None
+    is_demo: bool
+    notices: tuple[str, ...]
+    image: Any = None
+    first: Recipe | None = None
+    given: Tensor | None = None
+    helpers: Mapping[str, ModelOutline] = field(default_factory=dict)
+    keep_latents: Literal["all", "best"] = "best"
+    typed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_runs(self) -> int:
+        """Searches to run."""
+        return len(self.conditions) * len(self.seeds)
+
+    @property
+    def nfe_upper(self) -> int:
+        """NFE of everything, baselines included, at most."""
+        return self.num_runs * (self.cost.upper.nfe + (self.baseline_cost.nfe if self.baseline_cost else 0))
+
+    @property
+    def rows_upper(self) -> int:
+        """Network rows of everything, at most: guided levels have two rows."""
+        return self.nfe_upper * (2 if self.guidance.on else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved options and the cost as strict JSON."""
+        return {
+            "model": self.model.name,
+            "prompts": [condition.label for condition in self.conditions],
+            "seeds": list(self.seeds),
+            "policy": {"name": self.policy.name} | policy_options(self.policy),
+            "verifiers": [verifier.name for verifier in self.verifiers],
+            "solver": str(self.solver),
+            "steps": self.schedule.last,
+            "guidance_scale": self.guidance.scale,
+            "guidance_rescale": self.guidance.rescale,
+            "guidance_interval": None if self.guidance.interval is None else list(self.guidance.interval),
+            "size": None if self.size is None else list(self.size),
+            "nfe_budget": self.nfe,
+            "runs": self.num_runs,
+            "cost": {"lower": dataclasses.asdict(self.cost.lower), "upper": dataclasses.asdict(self.cost.upper), "exact": self.cost.exact},
+            "baseline_cost": None if self.baseline_cost is None else dataclasses.asdict(self.baseline_cost),
+            "nfe_upper": self.nfe_upper,
+            "rows_upper": self.rows_upper,
+            "deterministic": self.limits.deterministic,
+            "max_batch": self.limits.network,
+            "seconds_limit": self.limits.seconds,
+            "notices": list(self.notices),
+        }
+
+
+def policy_options(policy: Policy) -> dict[str, Any]:
+    """A policy's hyperparameters as strict JSON."""
+    if not dataclasses.is_dataclass(policy):
+        return {}
+    values = {item.name: getattr(policy, item.name) for item in dataclasses.fields(policy)}
+    return {name: value if isinstance(value, (bool, int, float, str, type(None))) else list(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+
+
+def prepare(
+    model: Any = None,
+    prompts: str | Condition | Sequence[str | Condition] | None = None,
+    *,
+    policy: str | Policy = "beam",
+    policy_options: Mapping[str, Any] | None = None,
+    verifiers: VerifierLike | Sequence[VerifierLike] = (),
+    nfe: int | None = None,
+    seconds: float | None = None,
+    seed: int | Sequence[int] = 0,
+    steps: int | None = None,
+    solver: str | None = None,
+    eta: float | None = None,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    negative_prompt: str = "",
+    class_label: int | str | None = None,
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
+    condition_extra: Mapping[str, Any] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    init_image: Any = None,
+    strength: float | None = None,
+    latents: Tensor | None = None,
+    initial_noise: Literal["portable", "torch"] = "portable",
+    helpers: Mapping[str, Any] | None = None,
+    baseline: bool = True,
+    deterministic: bool = False,
+    max_batch: int | None = None,
+    memory_limit: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+    revision: str | None = None,
+    variant: str | None = None,
+    strict_scheduler: bool = False,
+    out: str | Path | None = None,
+) -> Plan:
+    """Resolve and check everything that `tsdiff.search` takes (see there), without loading weights.
+
+    Raises:
+      UsageError, SetupError: for whatever cannot be done as asked.
+    """
+    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler)
+    outline = resolve_model(DEFAULT_MODEL if model is None else model, options)
+    notices = list(outline.notices)
+    if model is None:
+        notices.append(f"no model was named: searching the embedded model {outline.name!r}")
+    tensors = {name: value for name, value in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)) if value is not None}
+    is_demo = prompts is None and class_label is None and not tensors
+    if is_demo:
+        if outline.demo is None:
+            raise UsageError(f"no prompt was given and model {outline.name!r} has no demonstration; give a prompt")
+        prompts = outline.demo.prompt
+        notices.append(f"no prompt was given: searching the demonstration prompt {outline.demo.prompt!r}")
+    base = Condition("", negative_prompt, class_label, tensors, dict(condition_extra or {}))
+    conditions = tuple(_conditions(prompts, base))
+    for condition in conditions:
+        outline.check(condition)
+    if not verifiers and not callable(verifiers):
+        if outline.demo is None:
+            raise UsageError("no verifier was given, so there is nothing to search for; name one (--verifier), `tsdiff list verifiers` lists all")
+        verifiers = outline.demo.verifier
+        notices.append(f"no verifier was given: using {outline.demo.verifier!r}")
+    judges = resolve_verifiers(verifiers)
+    for judge in judges:
+        if "images" in judge.needs and outline.media is None:
+            raise UsageError(f"verifier {judge.name!r} looks at images, but model {outline.name!r} makes none")
+        for condition in conditions:
+            judge.check(condition)
+    size = outline.size(height, width)
+    info = outline.solver(solver, eta)
+    schedule = outline.schedule(info, outline.default_steps if steps is None else _at_least("steps", steps, 1), size)
+    schedule = _tail(schedule, init_image, strength)
+    scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
+    guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
+    first, given = _first_noise(initial_noise, latents, outline.latent_shape(size), _seeds(seed))
+
+    chosen, open_size = resolve_policy(policy, policy_options or {})
+    setting = Setting(schedule, info, judges[0], judges[1:], outline.media is not None)
+    check_needs(chosen, setting, outline.solvers)
+    if nfe is not None:
+        if nfe < setting.sample_cost:
+            raise UsageError(f"nfe is {nfe} but one sample with {info} and {schedule.last} steps costs {setting.sample_cost}; the smallest budget is {setting.sample_cost}")
+        if open_size:
+            chosen = chosen.fit(nfe, setting)
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"seconds is {seconds:g} but must be above 0")
+    plain = Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True) + setting.result()
+    limits = Limits(
+        deterministic=deterministic,
+        network=None if max_batch is None else min(_at_least("max_batch", max_batch, 1), 8) if deterministic else _at_least("max_batch", max_batch, 1),
+        decode=min(max_batch or 8, 8),
+        verify=min(max_batch or 16, 16) if not deterministic else min(max_batch or 8, 8),
+        host_bytes=4 << 30 if memory_limit is None else _at_least("memory_limit", memory_limit, 1),
+        device_bytes=4 << 30 if memory_limit is None else memory_limit,
+        seconds=seconds,
+    )
+    return Plan(
+        model=outline,
+        conditions=conditions,
+        seeds=_seeds(seed),
+        policy=chosen,
+        verifiers=judges,
+        schedule=schedule,
+        solver=info,
+        guidance=guidance,
+        size=size,
+        cost=_capped(chosen.cost(setting), nfe, setting),
+        baseline_cost=plain if baseline else None,
+        nfe=nfe,
+        limits=limits,
+        out=None if out is None else Path(out),
+        is_demo=is_demo,
+        notices=tuple(notices),
+        image=_image(init_image, size) if init_image is not None else None,
+        first=first,
+        given=given,
+        helpers={name: resolve_model(helper, options) for name, helper in (helpers or {}).items()},
+        keep_latents="best" if out is None else "all",
+    )
+
+
+def _conditions(prompts: Any, base: Condition) -> list[Condition]:
+    several = [None] if prompts is None else [prompts] if isinstance(prompts, (str, Condition)) else list(prompts)
+    if not several:
+        raise UsageError("the list of prompts is empty; give at least one")
+    made = []
+    for prompt in several:
+        if isinstance(prompt, Condition):
+            made.append(dataclasses.replace(
+                prompt,
+                negative_prompt=prompt.negative_prompt or base.negative_prompt,
+                class_label=base.class_label if prompt.class_label is None else prompt.class_label,
+                tensors={**base.tensors, **prompt.tensors},
+                extra={**base.extra, **prompt.extra},
+            ))
+        elif prompt is None or isinstance(prompt, str):
+            made.append(dataclasses.replace(base, prompt=prompt or ""))
+        else:
+            raise UsageError(f"prompt {prompt!r} is neither text nor a Condition")
+    return made
+
+
+def _at_least(name: str, value: int, low: int) -> int:
+    if value < low:
+        raise UsageError(f"{name} is {value} but must be at least {low}")
+    return value
+
+
+def _seeds(seed: int | Sequence[int]) -> tuple[int, ...]:
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    if not seeds:
+        raise UsageError("the list of seeds is empty; give at least one")
+    bad = [one for one in seeds if not 0 <= one < 1 << 64]
+    if bad:
+        raise UsageError(f"seed {bad[0]} is out of range; allowed are integers from 0 to 2**64 - 1")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {list(seeds)} name one twice; each makes one run")
+    return seeds
+
+
+def _guidance(outline: ModelOutline, scale: float, rescale: float, interval: tuple[float, float] | None, *, explicit: bool) -> Guidance:
+    if not 0.0 <= scale < float("inf"):
+        raise UsageError(f"guidance_scale is {scale:g} but must be a number of at least 0 (at or below 1 guidance is off)")
+    if not 0.0 <= rescale <= 1.0:
+        raise UsageError(f"guidance_rescale is {rescale:g} but must lie in [0, 1]")
+    if interval is not None and not 0.0 <= interval[0] < interval[1]:
+        raise UsageError(f"guidance_interval is {interval} but must be LOW,HIGH with 0 <= LOW < HIGH, in units of sigma/alpha")
+    if scale > 1.0 and not outline.guidable:
+        if explicit:
+            raise UsageError(f"guidance_scale is {scale:g} but model {outline.name!r} has no unconditional branch to guide with; leave it out")
+        scale = 1.0
+    return Guidance(scale, rescale, interval)
+
+
+def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, ...], seeds: Sequence[int]) -> tuple[Recipe | None, Tensor | None]:
+    """The recipe of root 0 and the caller's own noise."""
+    if initial_noise not in ("portable", "torch"):
+        raise UsageError(f"initial_noise is {initial_noise!r} but must be 'portable' or 'torch'")
+    if latents is None:
+        return (Torch(-1) if initial_noise == "torch" else None), None  # the seed is filled in for each run
+    if initial_noise == "torch":
+        raise UsageError("latents and initial_noise='torch' both say what the first noise is; give one")
+    if len(seeds) > 1:
+        raise UsageError(f"latents are one first noise but there are {len(seeds)} seeds; give one seed")
+    own = latents.detach().float().cpu()
+    if own.dim() == len(shape) + 1 and own.shape[0] == 1:
+        own = own[0]
+    if tuple(own.shape) != tuple(shape):
+        raise UsageError(f"latents have shape {tuple(latents.shape)} but this model and size need {tuple(shape)} (unit-variance noise, as pipelines take)")
+    return Given(hashlib.sha256(own.contiguous().numpy().tobytes()).hexdigest()), own.contiguous()
+
+
+def _tail(schedule: Schedule, init_image: Any, strength: float | None) -> Schedule:
+    """The levels below the starting noise of an initial image, as image-to-image pipelines choose it."""
+    if init_image is None:
+        if strength is not None:
+            raise UsageError("strength was given without an initial image; give both or none")
+        return schedule
+    strength = 0.8 if strength is None else strength
+    if not 0.0 < strength <= 1.0:
+        raise UsageError(f"strength is {strength:g} but must lie in (0, 1]")
+    start = schedule.last - min(int(schedule.last * strength), schedule.last)
+    if start == schedule.last:
+        raise UsageError(f"strength {strength:g} leaves none of {schedule.last} steps; use at least {1 / schedule.last:g}")
+    return schedule.tail(start)
+
+
+def _image(source: Any, size: Size) -> Any:
+    """An initial image as a PIL image of the search's size."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(source, (str, Path)):
+        try:
+            with Image.open(source) as opened:
+                image = opened.convert("RGB")
+        except FileNotFoundError:
+            raise UsageError(f"the initial image {str(source)!r} does not exist") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise UsageError(f"the initial image {str(source)!r} cannot be read: {error}") from None
+    elif isinstance(source, Image.Image):
+        image = source.convert("RGB")
+    else:
+        raise UsageError(f"init_image is {type(source).__name__} but must be a file name or a PIL image")
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return image
+
+
+def _capped(cost: Cost, nfe: int | None, setting: Setting) -> Cost:
+    """A policy's cost under a budget: what exceeds it ends with the engine finishing one sample."""
+    if nfe is None or cost.upper.nfe <= nfe:
+        return cost
+    lower = cost.lower if cost.lower.nfe <= nfe else Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True)
+    return Cost(lower, dataclasses.replace(cost.upper, nfe=nfe))

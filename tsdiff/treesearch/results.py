@@ -1,0 +1,234 @@
+"""What a search gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.ledger import EngineLedger, TreeLedger
+from tsdiff.treesearch.node import Node, Value
+from tsdiff.treesearch.runfolder import write_image, write_json, write_latents
+from tsdiff.treesearch.tree import Tree
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+def to_pil(pixels: Tensor) -> Image:
+    """An 8-bit image of pixels (3, H, W) in [0, 1]."""
+    from PIL import Image
+
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    return Image.fromarray(array)
+
+
+@dataclass
+class Result:
+    """One search's answer.
+
+    Attributes:
+      tree: the whole tree.
+      node: the answer, a finished node of the tree.
+      score: its value under the steering verifier; None if that failed.
+      picture: its image in memory; None where the model makes none, or once it is on disk (`image` reads it back).
+      baseline: the plain sample with the same first noise, searched for nothing; None if it was not asked for.
+      latents: latents by node index: the path to the answer, where the run was not saved while it ran.
+      seconds: wall time from the tree's start to its end (trees share batches).
+      path: the run folder, if there is one.
+      image_path: the saved image, if there is one.
+      truncated: why the policy was stopped early, if it was.
+    """
+
+    tree: Tree
+    node: Node
+    picture: Image | None
+    seconds: float
+    policy: str
+    model: str
+    baseline: Result | None = None
+    latents: dict[int, Tensor] = field(default_factory=dict)
+    path: Path | None = None
+    image_path: Path | None = None
+    truncated: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt, or the class."""
+        return self.tree.condition.label
+
+    @property
+    def seed(self) -> int:
+        """The seed of all noise."""
+        return self.tree.seed
+
+    @property
+    def score(self) -> float | None:
+        """The answer's value under the steering verifier."""
+        return self.node.score(self.tree.verifier)
+
+    @property
+    def scores(self) -> dict[str, Value]:
+        """The answer's values by verifier."""
+        return self.node.values
+
+    @property
+    def first_score(self) -> float | None:
+        """The baseline sample's value."""
+        return None if self.baseline is None else self.baseline.score
+
+    @property
+    def ledger(self) -> TreeLedger:
+        """What the search has spent."""
+        return self.tree.ledger
+
+    @property
+    def baseline_ledger(self) -> TreeLedger | None:
+        """What the baseline sample has spent; never part of `ledger`."""
+        return None if self.baseline is None else self.baseline.tree.ledger
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer (and the baseline, if asked for) has a score."""
+        return self.score is not None and (self.baseline is None or self.baseline.score is not None)
+
+    @property
+    def image(self) -> Image | None:
+        """The answer as a PIL image; None where the model makes none."""
+        if self.picture is None and self.image_path is not None:
+            from PIL import Image
+
+            with Image.open(self.image_path) as opened:
+                return opened.copy()
+        return self.picture
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result into a new or empty folder; returns it. See `tsdiff.treesearch.runfolder`.
+
+        Raises:
+          FileExistsError: if the folder holds anything.
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FileExistsError(f"{str(folder)!r} is not empty; choose a new folder")
+        self.write(folder)
+        return folder
+
+    def write(self, folder: Path) -> None:
+        """Write everything but latents that were saved while the search ran."""
+        self.path = folder
+        write_json(folder / "tree.json", self.tree.to_json())
+        self._write_image(folder / "best.png")
+        if self.baseline is not None:
+            write_json(folder / "baseline.json", self.baseline.tree.to_json())
+            self.baseline._write_image(folder / "baseline.png")
+        if self.latents and not (folder / "latents.safetensors").exists():
+            write_latents(folder / "latents.safetensors", [f"node/{index}" for index in self.latents], lambda name: self.latents[int(name[5:])])
+        write_json(folder / "run.json", {"format": 1, "status": "done", "options": self.options, "result": self.to_json()})
+
+    def _write_image(self, path: Path) -> None:
+        """Move the image from memory to disk: many results may not fit in memory."""
+        image = self.image
+        if image is not None:
+            write_image(path, image)
+            self.image_path, self.picture = path, None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as strict JSON."""
+        values = {name: value.to_json() for name, value in self.node.values.items()}
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "model": self.model,
+            "policy": self.policy,
+            "verifier": self.tree.verifier,
+            "image": None if self.image_path is None else str(self.image_path),
+            "score": self.score,
+            "scores": values,
+            "first_score": self.first_score,
+            "node": self.node.index,
+            "nodes": len(self.tree.nodes),
+            "failed_nodes": sum(node.failed for node in self.tree.nodes),
+            "complete": self.complete,
+            "truncated": self.truncated,
+            "nfe": self.ledger.nfe,
+            "rows": self.ledger.rows,
+            "decodes": self.ledger.decodes,
+            "verifier_calls": dict(sorted(self.ledger.verifier_calls.items())),
+            "baseline_nfe": None if self.baseline_ledger is None else self.baseline_ledger.nfe,
+            "seconds": round(self.seconds, 3),
+            "run": None if self.path is None else str(self.path),
+        }
+
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"{self.tree.verifier} {self.score:.4g}"
+        first = "" if self.first_score is None else f" (one sample: {self.first_score:.4g})"
+        return f"<Result {self.prompt!r} seed {self.seed}: {score}{first}, {self.ledger.nfe} NFE, {len(self.tree.nodes)} nodes>"
+
+    def _repr_html_(self) -> str:
+        import base64
+        import html
+        import io
+
+        cells = []
+        for title, one in (("searched", self), ("one sample", self.baseline)):
+            if one is None:
+                continue
+            picture = ""
+            if one.image is not None:
+                buffer = io.BytesIO()
+                one.image.save(buffer, format="PNG")
+                picture = f'<img style="max-width:256px" alt="{title}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"><br>'
+            score = "no score" if one.score is None else f"{one.score:.4g}"
+            cells.append(f"<td>{picture}{title}: {html.escape(self.tree.verifier)} {score}, {one.ledger.nfe} NFE</td>")
+        return f"<table><caption>{html.escape(self.prompt)}</caption><tr>{''.join(cells)}</tr></table>"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A search that ended without an answer."""
+
+    prompt: str
+    seed: int
+    error: BaseException
+
+    @property
+    def message(self) -> str:
+        """What went wrong, in one line."""
+        return " ".join(str(self.error).split()) or type(self.error).__name__
+
+
+@dataclass
+class Results(Sequence[Result]):
+    """The results of several searches, prompt-major, then by seed.
+
+    Attributes:
+      engine: what the engine did for all of them together.
+      failures: the searches that ended without an answer.
+      path: the folder of run folders, if there is one.
+    """
+
+    results: list[Result]
+    engine: EngineLedger
+    failures: list[Failure] = field(default_factory=list)
+    path: Path | None = None
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.results[index]
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results)
+
+    def __repr__(self) -> str:
+        return f"<Results of {len(self.results)} searches, {len(self.failures)} failed>"
+
+    def _repr_html_(self) -> str:
+        return "".join(result._repr_html_() for result in self.results)

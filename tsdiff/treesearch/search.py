@@ -1,0 +1,300 @@
+"""Searching: from a plan to results. `tsdiff.search` is the whole Python interface in one function."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.engine import Engine
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.noise import Recipe, Torch
+from tsdiff.treesearch.plan import Plan, prepare
+from tsdiff.treesearch.protocols import Condition, DiffusionModel, Policy, Search, TreeView
+from tsdiff.treesearch.requests import Denoise, Draw, Score
+from tsdiff.treesearch.resolve import VerifierLike
+from tsdiff.treesearch.results import Failure, Result, Results, to_pil
+from tsdiff.treesearch.run import Run
+from tsdiff.treesearch.runfolder import claim_folder, environment, slug, write_json, write_latents
+from tsdiff.treesearch.store import Store
+from tsdiff.treesearch.tree import Tree
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Plan", "Progress", "execute", "prepare", "search"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search stands, for a callback.
+
+    Attributes:
+      nfe, nfe_total: network evaluations done and expected at most, baselines included.
+      runs_done, runs_total: searches.
+      best_score: the highest score of any finished answer so far.
+    """
+
+    nfe: int
+    nfe_total: int
+    runs_done: int
+    runs_total: int
+    best_score: float | None
+
+
+def search(
+    model: Any = None,
+    prompts: str | Condition | Sequence[str | Condition] | None = None,
+    *,
+    policy: str | Policy = "beam",
+    verifier: VerifierLike | Sequence[VerifierLike] = (),
+    nfe: int | None = None,
+    seed: int | Sequence[int] = 0,
+    callback: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> Result | Results:
+    """Search for the samples that a verifier likes best.
+
+    Args:
+      model: a registered name ("gaussian"), the folder or hub id of a diffusers pipeline, or a pipeline object (never
+        changed). None takes the embedded default.
+      prompts: one prompt, or several; None searches the model's demonstration prompt.
+      policy: a registered name, or a policy object. `policy_options={"width": 8}` sets parameters of a named one.
+      verifier: a name, an object, a callable `(images (B, 3, H, W) in [0, 1], prompts) -> scores`, or several of
+        these: the first steers, the others score finished samples.
+      nfe: network evaluations per prompt and seed. A named policy whose size is left open fills it; otherwise it caps.
+      seed: one seed, or several: each prompt is searched under each.
+      callback: called with a `Progress` after every batch.
+      **options: `steps`, `solver`, `eta`, `guidance_scale`, `guidance_rescale`, `guidance_interval`,
+        `negative_prompt`, `class_label`, `prompt_embeds` and `negative_prompt_embeds` ((tokens, width)),
+        `condition_extra` (of the model family, e.g. `{"clip_skip": 1}`), `height`, `width`, `init_image`, `strength`,
+        `latents` (unit noise of root 0), `initial_noise="torch"` (root 0 is what
+        `pipe(generator=torch.Generator().manual_seed(seed))` draws), `helpers` (other models by name), `seconds`,
+        `baseline`, `deterministic`, `max_batch`, `memory_limit` (bytes), `device`, `dtype`, `offline`, `revision`,
+        `variant`, `strict_scheduler`, `out` (folder to write run folders into).
+
+    Returns:
+      A `Result` for one prompt and one seed, `Results` for several.
+
+    Raises:
+      UsageError: for whatever cannot be done as asked, before any weights load.
+      SearchFailed: if a single search ends without a sample.
+    """
+    known = prepare.__kwdefaults__ or {}
+    for name in options:
+        if name not in known or name == "verifiers":
+            from tsdiff.treesearch.errors import unknown_name
+
+            raise unknown_name("option", name, set(known) - {"verifiers"} | {"verifier", "callback"})
+    plan = prepare(model, prompts, policy=policy, verifiers=verifier, nfe=nfe, seed=seed, **options)
+    results = execute(plan, callback=callback)
+    several = isinstance(prompts, (list, tuple)) or not isinstance(seed, int)
+    if several:
+        return results
+    if results.failures:
+        raise results.failures[0].error
+    (result,) = results
+    return result
+
+
+def execute(plan: Plan, *, callback: Callable[[Progress], None] | None = None) -> Results:
+    """Load the weights and carry out a plan.
+
+    A search that fails does not stop the others; it is listed in `Results.failures`. When several run into a folder,
+    results are written as each search ends.
+    """
+    started = time.perf_counter()
+    folder = None if plan.out is None else claim_folder(plan.out)
+    model = plan.model.load()
+    models: dict[str | None, DiffusionModel] = {None: model}
+    models.update({name: outline.load() for name, outline in plan.helpers.items()})
+    for verifier in plan.verifiers:
+        verifier.prepare(model.device)
+    store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
+    collector = _Collector(plan, folder)
+
+    def progress() -> None:
+        if callback is not None:
+            callback(collector.progress())
+
+    with _settings(plan.limits.deterministic):
+        engine = Engine(plan.limits, store, expected_rows=plan.rows_upper, progress=progress)
+        for pair in _runs(plan, models, collector):
+            for run in pair:
+                collector.trees.append(run.tree)
+                engine.add(run)
+        try:
+            engine.run()
+        finally:
+            store.close()
+    results, failures = collector.finish()
+    done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started)
+    if folder is not None:
+        _write_index(plan, done, folder)
+    return done
+
+
+def plain_sample(tree: TreeView) -> Search:
+    """The baseline: the first noise, denoised without any search."""
+    roots = yield Draw()
+    leaves = yield Denoise(roots, to=tree.schedule.last)
+    yield Score(leaves)
+    return tree.best()
+
+
+def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _Collector) -> Iterator[tuple[Run, ...]]:
+    """The search trees, each with its baseline beside it."""
+    pixels = None if plan.image is None else _pixels(plan.image)
+    given = None if plan.given is None else plan.given.numpy()
+    for c, condition in enumerate(plan.conditions):
+        for s, seed in enumerate(plan.seeds):
+            lines = [("search", plan.policy.search, plan.nfe)]
+            if plan.baseline_cost is not None:
+                lines.append(("baseline", plain_sample, None))
+            pair = []
+            for line, policy, nfe in lines:
+                tree = Tree(plan.schedule, plan.solver, condition, seed=seed, verifier=plan.verifiers[0].name, nfe=nfe, line=line)
+                run = Run(
+                    tree,
+                    policy,
+                    models,
+                    plan.verifiers,
+                    guidance=plan.guidance,
+                    size=plan.size,
+                    name=f"policy {plan.policy.name}" if line == "search" else "the baseline",
+                    given=given,
+                    first=_first(plan.first, seed),
+                    image=pixels,
+                    keep=plan.keep_latents == "all" and line == "search",
+                    on_end=collector.ended,
+                )
+                collector.place[id(run)] = (c, s)
+                pair.append(run)
+            yield tuple(pair)
+
+
+def _first(recipe: Recipe | None, seed: int) -> Recipe | None:
+    return Torch(seed) if isinstance(recipe, Torch) else recipe
+
+
+def _pixels(image: Any) -> Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
+
+
+class _Collector:
+    """Gathers what trees leave behind as they end, and writes run folders."""
+
+    def __init__(self, plan: Plan, folder: Path | None) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.trees: list[Tree] = []
+        self.place: dict[int, tuple[int, int]] = {}
+        self.parts: dict[tuple[int, int], dict[str, Run]] = {}
+        self.results: dict[tuple[int, int], Result] = {}
+        self.failures: dict[tuple[int, int], Failure] = {}
+        self.latents: dict[tuple[int, int], dict[int, Tensor]] = {}
+        self.best: float | None = None
+
+    def ended(self, run: Run) -> None:
+        """A tree has ended, its latents are still there."""
+        place = self.place.pop(id(run))
+        parts = self.parts.setdefault(place, {})
+        parts[run.tree.line] = run
+        if run.tree.line == "search" and run.answer is not None:
+            if self.folder is not None:
+                kept = [node.index for node in run.tree.nodes if run.key("node", node.index) in run.store]
+                write_latents(self._folder(place) / "latents.safetensors", [f"node/{i}" for i in kept], lambda name: run.store.get(run.key("node", int(name[5:])))["latent"])
+            else:
+                path = [node.index for node in run.answer.path() if run.key("node", node.index) in run.store]
+                self.latents[place] = {i: run.store.get(run.key("node", i))["latent"].cpu() for i in path}
+        if len(parts) == (1 if self.plan.baseline_cost is None else 2):
+            self._assemble(place, self.parts.pop(place))  # whole runs do not outlive their end
+
+    def _assemble(self, place: tuple[int, int], parts: Mapping[str, Run]) -> None:
+        searched, plain = parts["search"], parts.get("baseline")
+        condition, seed = searched.tree.condition, searched.tree.seed
+        if searched.answer is None:
+            error = searched.error or UsageError(f"{searched.name} ended without an answer")
+            self.failures[place] = Failure(condition.label, seed, error)
+            return
+        baseline = None if plain is None or plain.answer is None else self._result(plain)
+        result = self._result(searched, baseline)
+        result.latents = self.latents.pop(place, {})
+        result.options = self.plan.to_json() | {"typed": dict(self.plan.typed), "environment": environment()}
+        if self.folder is not None:
+            result.write(self._folder(place))
+        self.results[place] = result
+        if result.score is not None and (self.best is None or result.score > self.best):
+            self.best = result.score
+
+    def _result(self, run: Run, baseline: Result | None = None) -> Result:
+        assert run.answer is not None
+        pixels = run.picture[1] if run.picture is not None and run.picture[0] is run.answer else None
+        image = None if pixels is None else to_pil(pixels)
+        return Result(run.tree, run.answer, image, run.seconds, self.plan.policy.name, self.plan.model.name, baseline, truncated=run.truncated)
+
+    def _folder(self, place: tuple[int, int]) -> Path:
+        assert self.folder is not None
+        if self.plan.num_runs == 1:
+            return self.folder
+        condition, seed = self.plan.conditions[place[0]], self.plan.seeds[place[1]]
+        folder = self.folder / f"{place[0]:04d}-{slug(condition.label)}-seed{seed}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def finish(self) -> tuple[list[Result], list[Failure]]:
+        """Everything, prompt-major."""
+        return [self.results[place] for place in sorted(self.results)], [self.failures[place] for place in sorted(self.failures)]
+
+    def progress(self) -> Progress:
+        """Where the search stands."""
+        done = sum(tree.ledger.nfe for tree in self.trees)
+        return Progress(done, max(self.plan.nfe_upper, done), len(self.results) + len(self.failures), self.plan.num_runs, self.best)
+
+
+def _write_index(plan: Plan, done: Results, folder: Path) -> None:
+    write_json(
+        folder / "index.json",
+        {
+            "format": 1,
+            "status": "done" if not done.failures else "incomplete",
+            "options": plan.to_json() | {"typed": dict(plan.typed)},
+            "environment": environment(),
+            "engine": done.engine.to_json(),
+            "seconds": round(done.seconds, 3),
+            "runs": [result.to_json() for result in done],
+            "failures": [{"prompt": failure.prompt, "seed": failure.seed, "error": failure.message} for failure in done.failures],
+        },
+    )
+
+
+@contextmanager
+def _settings(deterministic: bool) -> Iterator[None]:
+    """torch's global switches for bit-stable kernels, restored afterwards."""
+    import torch
+
+    if not deterministic:
+        yield
+        return
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = before[2]
+
+
+def with_typed(plan: Plan, typed: Mapping[str, Any]) -> Plan:
+    """The plan with the options as the user typed them, for the record."""
+    return dataclasses.replace(plan, typed=dict(typed))
+
+
