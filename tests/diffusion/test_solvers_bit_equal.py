@@ -69,7 +69,7 @@ def reference(solver_name: str, config: dict[str, Any], options: dict[str, Any],
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: noise_of(row, next(draws))[None])
     eta = {"eta": solver_info(solver_name, None, (solver_name.split("(")[0],)).eta} if solver_name.startswith("ddim") else {}
-    latents = start[None] * scheduler.init_noise_sigma
+    latents = start[None] * getattr(scheduler, "init_noise_sigma", 1.0)  # the flow scheduler has none
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
         output = network.forward(scaled, timestep.reshape(1), None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from tsdiff.plugin import Cost, Denoise, Draw, Score, Scores, Spend, UsageError, check, parameter
-from tsdiff.plugin.conformance import ExampleCandidates, NearOrigin, PolicyConformance, VerifierConformance
+from tsdiff.plugin.conformance import ExampleCandidates, NearOrigin, PolicyConformance, VerifierConformance, gaussian
 from tsdiff.policies import Beam, BestOfN
 from tsdiff.verifiers import CallableVerifier, JpegCompressibility, JpegSize, Luminance, Sharpness, TargetColor, TotalVariation
 
@@ -37,7 +37,7 @@ class TestBeam(PolicyConformance):
 class TestTwoStageBeam(PolicyConformance):
     """Heun evaluates twice a step: prices must know."""
 
-    model = "gaussian:process=ve"
+    model = gaussian("ve")
     solver = "heun"
 
     @pytest.fixture(params=["x0", "lookahead", "final"])

@@ -90,6 +90,8 @@ class App(click.Group):
                 # The reader has gone. What Python still holds for it must go nowhere, or the interpreter complains at exit.
                 _discard_stdout()
                 status = FAILED
+            except KeyboardInterrupt:  # between click's own handlers
+                status = _tell(click.Abort(), state)
             except Exception as error:
                 if state.debug and not isinstance(error, click.Abort):
                     traceback.print_exc()
@@ -124,6 +126,13 @@ def _tell(error: Exception, state: State) -> int:
     if isinstance(error, TsdiffError):
         say("error", str(error))
         return error.exit_status
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        known = [name for parameter in error.ctx.command.params for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("-")]
+        say("error", str(unknown_name("option", error.option_name, known, f"`{error.ctx.command_path} --help` lists all.")))
+        return USAGE
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "tsdiff"
         say("error", f"{error.format_message().rstrip('.')}; see `{path} --help`")
@@ -139,7 +148,7 @@ def _tell(error: Exception, state: State) -> int:
     return FAILED
 
 
-@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="tsdiff", prog_name="tsdiff")
 def cli() -> None:
     """Tree search over diffusion and flow sampling.

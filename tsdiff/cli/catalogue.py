@@ -10,6 +10,7 @@ from typing import Any
 
 from tsdiff.cli.output import say
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.models import PIPELINES
 from tsdiff.treesearch.registry import Registry, models, policies, suites, verifiers
 
 REGISTRIES: dict[str, Registry] = {"policies": policies, "verifiers": verifiers, "models": models, "suites": suites}
@@ -31,7 +32,10 @@ def solvers() -> dict[str, Any]:
 
 def names(kind: str) -> list[str]:
     """The names of a kind, sorted."""
-    return sorted(solvers()) if kind == "solvers" else REGISTRIES[kind].names()
+    if kind == "solvers":
+        return sorted(solvers())
+    # The reader of pipeline folders and hub ids stands among the models, but is no model that one could name.
+    return [name for name in REGISTRIES[kind].names() if name != PIPELINES or kind != "models"]
 
 
 def components(kind: str) -> Iterator[tuple[str, Any]]:
@@ -39,7 +43,7 @@ def components(kind: str) -> Iterator[tuple[str, Any]]:
     if kind == "solvers":
         yield from sorted(solvers().items())
         return
-    for name in REGISTRIES[kind].names():
+    for name in names(kind):
         try:
             yield name, REGISTRIES[kind].load(name)
         except UsageError as error:

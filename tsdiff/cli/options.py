@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.registry import split_options
 
 if TYPE_CHECKING:
-    from tsdiff.treesearch.search import Plan
+    from tsdiff.treesearch.plan import Plan
 
 _POSITIVE = click.IntRange(min=1)
 _FILE = click.Path(path_type=Path)
@@ -30,9 +31,9 @@ class Sectioned(click.Command):
         """Write the options, section by section."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
-                sections.setdefault(getattr(parameter, "section", "Other"), []).append(record)
+                sections.setdefault(parameter.section if isinstance(parameter, SectionedOption) else "Output", []).append(record)
         for section, records in sections.items():
             with formatter.section(section):
                 formatter.write_dl(records)
@@ -44,6 +45,13 @@ class SectionedOption(click.Option):
     def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.section = section
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Name and help; of a flag only the side that changes something."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.secondary_opts:
+            return record
+        return (self.secondary_opts if self.default is True else self.opts)[0], record[1]
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -94,7 +102,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _search("--nfe", type=_POSITIVE, metavar="N", help="Network evaluations that each search may spend."),
     _search("--seconds", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Start nothing new after this time."),
     _search("--seed", type=values.SEEDS, default="0", show_default=True, metavar="SEEDS", help="One or several: 7, 0-3 or 0-3,7."),
-    _search("--baseline/--no-baseline", default=True, help="Also make the plain sample to compare with.  [default: baseline]"),
+    _search("--baseline/--no-baseline", default=True, help="Leave out the plain sample that a search is compared with."),
     _search("--deterministic/--no-deterministic", help="Equal bytes whatever the load, at some cost."),
     _search("--max-batch", type=_POSITIVE, metavar="ROWS", help="Rows in one network call at most."),
     _search("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk."),
@@ -102,7 +110,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     json_option,
     _output("--quiet/--no-quiet", help="No narration, no progress."),
     debug_option,
-    _output("--config", type=_FILE, metavar="FILE", callback=load_config, is_eager=True, help="Options from a TOML file; the command line wins."),
+    _output("--config", type=_FILE, metavar="FILE", callback=load_config, is_eager=True, help="Options from a TOML file, named as here, the policy's in [policy]. The command line wins; flags are undone with --no-FLAG."),
 )
 
 
@@ -115,7 +123,7 @@ def search_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_plan(ctx: click.Context) -> Plan:
     """Resolve and check everything that was asked; no weights are loaded. Raises UsageError, SetupError."""
-    from tsdiff.treesearch.search import prepare
+    from tsdiff.treesearch.plan import prepare
 
     params = dict(ctx.params)
     options, notice = policy_options(ctx, _split_policy_options(params.pop("policy_options")))
@@ -129,7 +137,16 @@ def make_plan(ctx: click.Context) -> Plan:
     if not quiet:
         for line in dict.fromkeys((*plan.model.notices, *plan.notices)):
             say("", line)
-    return plan
+    return dataclasses.replace(plan, typed=_typed(ctx))
+
+
+def _typed(ctx: click.Context) -> dict[str, Any]:
+    """What the command line and the config file said, as strict JSON, for the run's record."""
+    given = {}
+    for name, value in ctx.params.items():
+        if ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP):
+            given[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return given
 
 
 def _split_policy_options(texts: tuple[str, ...]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from tsdiff.cli.output import plural, print_facts, print_json
 from tsdiff.cli.search import nfe_text, one_prompt
 
 if TYPE_CHECKING:
-    from tsdiff.treesearch.search import Plan
+    from tsdiff.treesearch.plan import Plan
 
 
 @click.command("plan", cls=Sectioned)
@@ -51,15 +51,15 @@ def facts(plan: Plan) -> dict[str, object]:
         "guidance": guidance,
         "size": None if plan.size is None else f"{plan.size[0]} x {plan.size[1]} (height x width)",
         "runs": f"{plan.num_runs:,}",
-        "each run": f"{nfe_text(plan)}, {_range(plan, 'decodes')} decodes, {_range(plan, 'verifier_calls')} verifier calls ({exact})",
+        "each run": f"{nfe_text(plan)}, {_range(plan, 'decodes', 'decode')}, {_range(plan, 'verifier_calls', 'verifier call')} ({exact})",
         "baseline": None if plan.baseline_cost is None else f"{plan.baseline_cost.nfe:,} NFE for each run",
         "network rows": f"{plan.rows_upper:,} in all{'' if plan.cost.exact else ' at most'}",
     }
 
 
-def _range(plan: Plan, name: str) -> str:
+def _range(plan: Plan, name: str, noun: str) -> str:
     low, high = getattr(plan.cost.lower, name), getattr(plan.cost.upper, name)
-    return f"{high:,}" if low == high else f"{low:,} to {high:,}"
+    return plural(high, noun) if low == high else f"{low:,} to {plural(high, noun)}"
 
 
 def _seeds(seeds: Any) -> str:

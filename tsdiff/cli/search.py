@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from tsdiff.cli.progress import progress
 from tsdiff.treesearch.errors import UsageError
 
 if TYPE_CHECKING:
-    from tsdiff.treesearch.search import Plan, Result, Results
+    from tsdiff.treesearch.plan import Plan
+    from tsdiff.treesearch.results import Result, Results
 
 _TABLE = ("prompt", "seed", "score", "baseline", "NFE", "rows", "calls", "seconds", "")
 PROMPT_WIDTH = 40
@@ -43,7 +45,10 @@ def command(ctx: click.Context, **params: Any) -> int:
     ctx.obj.kept = str(params["out"])
     with progress(quiet=params["quiet"], loading=f"loading {plan.model.name}") as callback:
         results = execute(plan, callback=callback)
-    return report(results, as_json=params["as_json"])
+    if ctx.obj.debug:
+        for failure in results.failures:
+            traceback.print_exception(failure.error)
+    return report(results, as_json=params["as_json"], quiet=params["quiet"])
 
 
 def announcement(plan: Plan) -> str:
@@ -60,24 +65,27 @@ def nfe_text(plan: Plan) -> str:
     return f"{high:,} NFE" if low == high else f"{low:,} to {high:,} NFE"
 
 
-def report(results: Results, *, as_json: bool) -> int:
-    """Print every result on stdout and every failure on stderr; return the exit status."""
+def report(results: Results, *, as_json: bool, quiet: bool = False) -> int:
+    """Print every result on stdout, every failure and early stop on stderr; return the exit status."""
     finished = list(results)
     if as_json:
         for result in finished:
             print_json(result.to_json())
-        for prompt, seed, message in results.failures:
+        for failure in results.failures:
             blank = dict.fromkeys(("image", "score", "first_score", "nfe", "rows", "seconds", "run"))
-            print_json({"prompt": prompt, "seed": seed, **blank, "complete": False, "error": message})
+            print_json({"prompt": failure.prompt, "seed": failure.seed, **blank, "complete": False, "error": failure.message})
     elif len(finished) == 1:
         print_facts(_facts(finished[0]))
     elif finished:
         print_table(_TABLE, [_row(result) for result in finished], numeric=_TABLE[1:-1])
-    for prompt, seed, message in results.failures:
-        say("failed", f"{one_prompt(prompt)}, seed {seed}: {message}")
+    for failure in results.failures:
+        say("failed", f"{one_prompt(failure.prompt)}, seed {failure.seed}: {failure.message}")
+    for result in finished:
+        if result.truncated is not None and not quiet:
+            say("", f"{one_prompt(result.prompt)}, seed {result.seed}, was stopped early: {result.truncated}")
     unfinished = sum(not result.complete for result in finished)
     if unfinished:
-        say("warning", f"{plural(unfinished, 'run')} incomplete; see the run's folder")
+        say("warning", f"{plural(unfinished, 'run')} incomplete: the answer or its baseline has no score; tree.json in the run's folder says why")
     if not finished:
         return FAILED
     return INCOMPLETE if results.failures or unfinished else 0

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from tsdiff.diffusion.quiet import quiet_libraries
 from tsdiff.diffusion.solvers import solver_info
 from tsdiff.diffusion.source import Source
 from tsdiff.diffusion.tables import Tables, scheduler_tables
@@ -86,7 +87,8 @@ class SchedulerPlan:
         if not 1 <= num_steps <= limit:
             raise UsageError(f"steps is {num_steps} but must lie between 1 and {limit}")
         if (solver, num_steps) not in self._keys:
-            tables = scheduler_tables(self.config, self.class_name, solver, num_steps)
+            with quiet_libraries():
+                tables = scheduler_tables(self.config, self.class_name, solver, num_steps)
             self._tables[tables.schedule.key] = tables
             self._keys[solver, num_steps] = tables.schedule.key
         return self._tables[self._keys[solver, num_steps]].schedule

@@ -77,7 +77,7 @@ class TableSampler:
         return tuple(column.view(shape) for column in table)
 
     def _scales(self, level: int) -> tuple[float, ...]:
-        return self.tables.scales(level)
+        return self.tables.scales[level]
 
     def _source(self, level: int, arrived: int) -> tuple[float, float]:
         return self.schedule.arrival[level] if arrived else (self.schedule.alpha[level], self.schedule.sigma[level])

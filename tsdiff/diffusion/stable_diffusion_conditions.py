@@ -119,10 +119,13 @@ class Conditioner:
         return lora_scales_kept(self.pipeline) if options and "scale" in options else nullcontext()
 
     def _encode(self, condition: Condition, guided: bool, memo: dict[Hashable, Any]) -> Encoded:
+        import diffusers
         import torch
 
         options = condition.extra.get("cross_attention_kwargs")
-        scale = options.get("scale") if options else None
+        # Without peft there are no LoRA layers to scale, and the pipeline fails looking for some in the flat CLIP modules
+        # of transformers 5.
+        scale = options.get("scale") if options and diffusers.utils.USE_PEFT_BACKEND else None
         tensors = condition.tensors
         # clip_skip shapes the conditional row alone, as in the pipeline.
         cond = {TEXT: self._text(condition.prompt, tensors.get("prompt_embeds"), condition.extra.get("clip_skip"), scale, memo)}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tsdiff.diffusion.tables import Tables, level_scales
+from tsdiff.diffusion.tables import Tables
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.schedule import SolverInfo
 
@@ -149,13 +149,12 @@ def _euler_ancestral(tables: Tables, solver: SolverInfo, level: int, to: int, hi
 def _dpm(tables: Tables, solver: SolverInfo, level: int, to: int, history: int) -> tuple[float, ...]:
     """Weights of x, x0, the divided difference, its scale 1 / r, and z."""
 
-    def half_log_snr(value: float) -> tuple[Tensor, Tensor, Tensor]:
-        scales = level_scales(tables.family, value)
-        alpha, sigma = _scalar(scales.alpha), _scalar(scales.sigma)
+    def half_log_snr(at: int) -> tuple[Tensor, Tensor, Tensor]:
+        alpha, sigma = _scalar(tables.scales[at].alpha), _scalar(tables.scales[at].sigma)
         return alpha, sigma, torch.log(alpha) - torch.log(sigma)  # +inf at sigma 0: the exponentials below are then 0
 
-    _, sigma, now = half_log_snr(tables.grid[level])
-    alpha_end, sigma_end, end = half_log_snr(tables.end(level, to))
+    _, sigma, now = half_log_snr(level)
+    alpha_end, sigma_end, end = half_log_snr(to)
     h = end - now
     if solver.stochastic:
         of_x = sigma_end / sigma * torch.exp(-h)
@@ -166,7 +165,7 @@ def _dpm(tables: Tables, solver: SolverInfo, level: int, to: int, history: int) 
         of_x0 = -(alpha_end * (torch.exp(-h) - 1.0))
         std = _scalar(0.0)
     first_order = history < 0 or (to == tables.schedule.last and tables.first_order_last)
-    before = now if first_order else half_log_snr(tables.grid[history])[2]
+    before = now if first_order else half_log_snr(history)[2]
     if first_order or before == now:
         return _floats(of_x, of_x0, 0.0, 0.0, std)
     inverse_ratio = 1.0 / ((now - before) / h)

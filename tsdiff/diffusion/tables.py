@@ -20,7 +20,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -41,17 +41,19 @@ class Scales(NamedTuple):
     norm: float
 
 
-def level_scales(family: Family, value: float) -> Scales:
-    """The scales of a grid value, rounded to float32 after every operation as diffusers does."""
-    v, one = np.float32(value), np.float32(1.0)
-    norm = np.sqrt(v * v + one)
+def level_scales(family: Family, value: Any) -> Scales:
+    """The scales of a grid value: a float32 number, of numpy or (bit-equal to diffusers) a 0-dimensional tensor.
+
+    The two can differ in the last bit: torch's float32 square root on a CPU is not always correctly rounded.
+    """
+    norm = (value**2 + 1) ** 0.5
     if family == "abar":
-        return Scales(float(np.sqrt(v)), float(np.sqrt(one - v)), 1.0)
+        return Scales(float(value**0.5), float((1 - value) ** 0.5), 1.0)
     if family == "ve":
-        return Scales(1.0, float(v), float(norm))
+        return Scales(1.0, float(value), float(norm))
     if family == "ratio":
-        return Scales(float(one / norm), float(v * (one / norm)), 1.0)
-    return Scales(float(one - v), float(v), 1.0)
+        return Scales(float(1 / norm), float(value * (1 / norm)), 1.0)
+    return Scales(float(1 - value), float(value), 1.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Tables:
       family: what the grid's values mean.
       grid: T + 1 nominal values.
       landing: T + 1 values on which a step from the level before lands.
+      scales: T + 1 nominal scales.
       num_steps: steps of the full grid, also in a tail: some solver options depend on it.
       clip: bound on |x0|, or None.
       variance: DDPM's choice of variance, as in diffusers.
@@ -74,15 +77,12 @@ class Tables:
     family: Family
     grid: tuple[float, ...]
     landing: tuple[float, ...]
+    scales: tuple[Scales, ...]
     num_steps: int
     clip: float | None = None
     variance: str = "fixed_small"
     second_order: str = "midpoint"
     first_order_last: bool = True
-
-    def scales(self, level: int) -> Scales:
-        """Nominal scales of a level."""
-        return level_scales(self.family, self.grid[level])
 
     def end(self, level: int, to: int) -> float:
         """The grid value on which a step lands: the scheduler's own rule for neighbours, the grid for longer steps."""
@@ -91,27 +91,35 @@ class Tables:
     def tail(self, start: int) -> Tables:
         """The tables from level `start` on, renumbered: searching from an image. Raises UsageError if no step is left."""
         schedule = self.schedule.tail(start)
-        return replace(self, schedule=schedule, grid=self.grid[start:], landing=self.landing[start:])
+        return replace(self, schedule=schedule, grid=self.grid[start:], landing=self.landing[start:], scales=self.scales[start:])
 
 
 def _tables(
-    kind: str, family: Family, grid: Sequence[float], timesteps: Sequence[float], *, landing: Sequence[float] | None = None, init: float, **options: Any
+    kind: str,
+    family: Family,
+    grid: Sequence[Any],
+    timesteps: Sequence[float],
+    origin: Any,
+    *,
+    landing: Sequence[Any] | None = None,
+    init: float = 1.0,
+    **options: Any,
 ) -> Tables:
-    """Tables with their schedule; the schedule's key is a hash of everything in them."""
-    landing = grid if landing is None else landing
-    nominal = [level_scales(family, value) for value in grid]
+    """Tables with their schedule, from float32 numbers. `origin`, strict JSON, says what they were made from."""
+    nominal = tuple(level_scales(family, value) for value in grid)
+    landed = nominal if landing is None else tuple(level_scales(family, value) for value in landing)
+    values = tuple(float(value) for value in grid)
     schedule = Schedule(
         kind=kind,
-        key="",
-        timesteps=tuple(timesteps),
+        key=hashlib.sha256(json.dumps([family, origin], sort_keys=True).encode()).hexdigest()[:16],
+        timesteps=tuple(float(timestep) for timestep in timesteps),
         alpha=tuple(scales.alpha for scales in nominal),
         sigma=tuple(scales.sigma for scales in nominal),
-        arrival=tuple((scales.alpha, scales.sigma) for scales in (level_scales(family, value) for value in landing)),
+        arrival=tuple((scales.alpha, scales.sigma) for scales in landed),
         init_noise_sigma=init,
     )
-    tables = Tables(schedule, family, tuple(grid), tuple(landing), num_steps=len(timesteps), **options)
-    key = hashlib.sha256(json.dumps(asdict(tables), sort_keys=True).encode()).hexdigest()[:16]
-    return replace(tables, schedule=replace(schedule, key=key))
+    ends = values if landing is None else tuple(float(value) for value in landing)
+    return Tables(schedule, family, values, ends, nominal, num_steps=len(timesteps), **options)
 
 
 # From a pipeline's scheduler -----------------------------------------------------------------------------------------
@@ -168,7 +176,10 @@ def scheduler_tables(
         raise ValueError(f"sigmas and mu are for flow solvers, not for {solver.name}")
     else:
         scheduler.set_timesteps(num_steps)
-    tables = _abar_tables(scheduler, solver) if solver.kind == "ddim" else _sigma_tables(scheduler, solver)
+    # Not a hash of the numbers: their last bits differ between machines, and a run must be found again on another one.
+    options = {name: value for name, value in scheduler.config.items() if not name.startswith("_") and name != "algorithm_type"}
+    origin = json.loads(json.dumps([type(scheduler).__name__, options, num_steps, sigmas, mu], default=list))
+    tables = _abar_tables(scheduler, solver, origin) if solver.kind == "ddim" else _sigma_tables(scheduler, solver, origin)
     _check_grid(tables, num_steps, trained)
     return tables
 
@@ -212,43 +223,43 @@ def _check_options(scheduler: Any, solver: SolverInfo) -> None:
         raise UsageError(f"solver {solver.name!r}: variance_type={variance!r} of the scheduler's config is not supported; choose ddim")
 
 
-def _abar_tables(scheduler: Any, solver: SolverInfo) -> Tables:
+def _abar_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
     options = scheduler.config
     abar = scheduler.alphas_cumprod
     steps = [int(step) for step in scheduler.timesteps]
     if max(steps) >= len(abar):
         raise UsageError(f"{len(steps)} steps reach timestep {max(steps)} but the model was trained on {len(abar)}; ask for fewer steps")
-    nominal = [float(abar[step]) for step in steps]
+    nominal = [abar[step] for step in steps]
     if solver.name == "ddim":
-        final = float(scheduler.final_alpha_cumprod)
+        final = scheduler.final_alpha_cumprod
         stride = options.num_train_timesteps // scheduler.num_inference_steps
-        landed = [float(abar[step - stride]) if step >= stride else final for step in steps]
-        grid, landing = [*nominal, final], [nominal[0], *landed]
+        grid = [*nominal, final]
+        landing = [nominal[0], *(abar[step - stride] if step >= stride else final for step in steps)]
     else:
-        grid = landing = [*nominal, 1.0]
+        grid = landing = [*nominal, scheduler.one]
     if grid[0] <= 0.0 and options.prediction_type == "epsilon":
-        raise UsageError("the scheduler has zero terminal SNR (rescale_betas_zero_snr) where an epsilon prediction says nothing about x0; use a grid that starts later")
+        raise UsageError("the first level has zero SNR (rescale_betas_zero_snr), where an epsilon prediction says nothing of x0; use leading spacing")
     clip = float(options.clip_sample_range) if options.clip_sample else None
     variance = str(options.get("variance_type") or "fixed_small")
-    return _tables(solver.kind, "abar", grid, [float(step) for step in steps], landing=landing, init=1.0, clip=clip, variance=variance)
+    return _tables(solver.kind, "abar", grid, steps, origin, landing=landing, clip=clip, variance=variance)
 
 
-def _sigma_tables(scheduler: Any, solver: SolverInfo) -> Tables:
+def _sigma_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
     options = scheduler.config
     # Heun's tables hold every level but the first and the last twice: for its predictor and its corrector.
     timesteps = scheduler.timesteps[:: solver.stages].tolist()
-    grid = scheduler.sigmas.tolist()
+    grid = list(scheduler.sigmas)
     if solver.stages == 2:
         grid = [*grid[:-1:2], grid[-1]]
     grid = grid[: len(timesteps) + 1]
     if solver.kind == "flow":
-        return _tables(solver.kind, "flow", grid, timesteps, init=1.0)
+        return _tables(solver.kind, "flow", grid, timesteps, origin)
     if solver.kind == "euler":
         clip = float(options.clip_sample_range) if options.get("clip_sample") else None
-        return _tables(solver.kind, "ve", grid, timesteps, init=float(scheduler.init_noise_sigma), clip=clip)
+        return _tables(solver.kind, "ve", grid, timesteps, origin, init=float(scheduler.init_noise_sigma), clip=clip)
     first = options.euler_at_final or options.final_sigmas_type == "zero" or (options.lower_order_final and len(timesteps) < 15)
     family: Family = "flow" if options.use_flow_sigmas else "ratio"
-    return _tables(solver.kind, family, grid, [float(step) for step in timesteps], init=1.0, second_order=str(options.solver_type), first_order_last=bool(first))
+    return _tables(solver.kind, family, grid, timesteps, origin, second_order=str(options.solver_type), first_order_last=bool(first))
 
 
 def _check_grid(tables: Tables, num_steps: int, trained: int) -> None:
@@ -285,8 +296,7 @@ def plain_tables(process: Literal["vp", "ve", "flow"], solver: SolverInfo, num_s
     if num_steps < 1:
         raise UsageError(f"the number of steps is {num_steps} but must be at least 1")
     if process == "flow":
-        times = np.linspace(1.0, 0.0, num_steps + 1)
-        return _plain(solver, "flow", times, init=1.0)
+        return _plain(solver, "flow", np.linspace(1.0, 0.0, num_steps + 1))
     if process == "ve":
         ramp = np.linspace(_SIGMA_MAX ** (1 / _RHO), _SIGMA_MIN ** (1 / _RHO), num_steps)
         return _plain(solver, "ve", np.append(ramp**_RHO, 0.0), init=_SIGMA_MAX)
@@ -294,13 +304,13 @@ def plain_tables(process: Literal["vp", "ve", "flow"], solver: SolverInfo, num_s
     times = 1000.0 * np.linspace(1.0, 0.0, num_steps + 1)
     log_abar = np.interp(times, np.arange(1001), np.concatenate([[0.0], np.cumsum(log_alphas)]))
     if solver.kind == "dpm":
-        return _plain(solver, "ratio", np.sqrt(np.expm1(-log_abar)), init=1.0)
-    return _plain(solver, "abar", np.exp(log_abar), init=1.0)
+        return _plain(solver, "ratio", np.sqrt(np.expm1(-log_abar)))
+    return _plain(solver, "abar", np.exp(log_abar))
 
 
-def _plain(solver: SolverInfo, family: Family, values: np.ndarray, *, init: float) -> Tables:
-    grid = [float(value) for value in values.astype(np.float32)]
-    told = grid[:-1]
+def _plain(solver: SolverInfo, family: Family, values: np.ndarray, *, init: float = 1.0) -> Tables:
+    grid = list(values.astype(np.float32))
+    told = [float(value) for value in grid[:-1]]
     if family == "abar":
-        told = [scales.sigma / scales.alpha for scales in (level_scales(family, value) for value in told)]
-    return _tables(solver.kind, family, grid, told, init=init)
+        told = [scales.sigma / scales.alpha for scales in (level_scales(family, value) for value in grid[:-1])]
+    return _tables(solver.kind, family, grid, told, ["plain", solver.kind, len(told)], init=init)

@@ -24,8 +24,8 @@ import pytest
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Spend
 from tsdiff.treesearch.parameters import build
-from tsdiff.treesearch.protocols import Candidates, Condition, PendingVerifier, Scores, Setting
-from tsdiff.treesearch.registry import policies, verifiers
+from tsdiff.treesearch.protocols import Candidates, Condition, LoadOptions, PendingVerifier, Scores, Setting
+from tsdiff.treesearch.registry import models, policies, verifiers
 from tsdiff.treesearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -66,16 +66,21 @@ class NearOrigin:
         return Scores([float("nan") if fails else value for value, fails in zip(values, failing, strict=True)])
 
 
+def gaussian(process: Literal["vp", "ve", "flow"]) -> Any:
+    """The analytic model with variance-preserving, variance-exploding or flow levels."""
+    return models.load("gaussian")(f"gaussian:process={process}", LoadOptions())
+
+
 class PolicyConformance:
     """What every policy keeps to.
 
     Attributes:
-      model, prompt, steps: what is searched.
+      model, prompt, steps: what is searched. None as a model takes `gaussian`, as a flow where the policy needs that.
       solver: None takes the model's default, or a stochastic one where the policy needs that.
       seed: of every search.
     """
 
-    model: str = "gaussian"
+    model: Any = None
     prompt: str = "near (0, 0)"
     steps: int = 8
     solver: str | None = None
@@ -95,12 +100,13 @@ class PolicyConformance:
         """Run the policy for real."""
         import tsdiff
 
-        process = f"{self.model}:process=flow" if self.model == "gaussian" and "flow" in policy.needs else self.model
+        flow = "flow" in policy.needs
+        model = gaussian("flow" if flow else "vp") if self.model is None else self.model
         solver = self.solver
         if solver is None and "stochastic" in policy.needs:
-            solver = "flow-ancestral" if "flow" in policy.needs else "ddim(eta=1)"
+            solver = "flow-ancestral" if flow else "ddim(eta=1)"
         return tsdiff.search(  # type: ignore[return-value]
-            process, self.prompt, policy=policy, verifier=NearOrigin(fail_every), nfe=nfe, seed=self.seed, steps=self.steps, solver=solver, baseline=False
+            model, self.prompt, policy=policy, verifier=NearOrigin(fail_every), nfe=nfe, seed=self.seed, steps=self.steps, solver=solver, baseline=False
         )
 
     def setting(self, result: Result) -> Setting:

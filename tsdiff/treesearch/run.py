@@ -267,6 +267,16 @@ class Run:
         if node.status == "closed":
             raise UsageError(f"{type(request).__name__}: node {node.index} was released; release a node only when it is not needed any more")
 
+    def keep_picture(self, node: Node, pixels: Tensor) -> None:
+        """Keep the pixels of the best finished node so far, so that the answer is not decoded again."""
+        score = node.score(self.tree.verifier)
+        if score is None or node.draft:
+            return
+        best = self.picture[0] if self.picture is not None else None
+        held = best.score(self.tree.verifier) if best is not None else None
+        if best is None or held is None or (score, -node.index) > (held, -best.index):
+            self.picture = (node, pixels.cpu())
+
     # Noise ------------------------------------------------------------------------------------------------------
 
     def realize(self, recipe: Recipe) -> Array:

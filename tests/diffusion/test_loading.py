@@ -1,0 +1,247 @@
+"""Loading: what is wrong is said in one line, before weights are read where it can be known; objects stay as they are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from tiny_sd import SCHEDULER, tiny_stable_diffusion
+
+from tsdiff.diffusion import devices
+from tsdiff.diffusion.devices import available_devices, resolve_device, resolve_dtype
+from tsdiff.diffusion.loading import FAMILIES, load_model, outline
+from tsdiff.treesearch.errors import SetupError, UsageError
+from tsdiff.treesearch.models import resolve_model
+from tsdiff.treesearch.protocols import Condition, LoadOptions
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change entries of a JSON file; None removes one."""
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+def outline_of(folder: Path, **options: Any) -> Any:
+    return outline(str(folder), LoadOptions(**options))
+
+
+def test_a_folder_and_the_object_it_was_saved_from_are_one_model(tiny_folder: Path, tiny_pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    model = load_model(tiny_folder, device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert model.name == str(tiny_folder)
+    assert model.device == "cpu"
+    assert model.fingerprint == load_model(tiny_pipe).fingerprint
+    latents, rows = torch.ones(1, 4, 8, 8), load_model(tiny_pipe).encode([Condition("a cat")], guided=False)[0].rows
+    assert torch.equal(model.encode([Condition("a cat")], guided=False)[0].rows[0]["encoder_hidden_states"], rows[0]["encoder_hidden_states"])
+    assert torch.equal(model.forward(latents, torch.tensor([5.0]), rows), load_model(tiny_pipe).forward(latents, torch.tensor([5.0]), rows))
+
+
+def test_a_folder_is_outlined_without_its_weights(tiny_folder: Path, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
+    plan, model = outline_of(tiny_folder), load_model(tiny_pipe)
+    for name in plan.solvers:
+        solver = plan.solver(name)
+        assert plan.schedule(solver, 10, None) == model.schedule(solver, 10, None)
+    assert plan.latent_shape(plan.size(None, None)) == (4, 8, 8)
+    assert (plan.default_steps, plan.default_guidance_scale, plan.media, plan.guidable) == (20, 7.5, "image", True)
+
+
+def test_half_precision_and_variants_load(tmp_path: Path) -> None:
+    tiny_stable_diffusion().save_pretrained(tmp_path, variant="fp16")
+    model = load_model(tmp_path, variant="fp16", dtype="bfloat16", device="cpu")
+    assert model.pipeline.unet.dtype == torch.bfloat16
+    (encoded,) = model.encode([Condition("a cat")], guided=True)
+    assert model.forward(torch.zeros(1, 4, 8, 8), torch.tensor([5.0]), encoded.rows[:1]).dtype == torch.bfloat16
+    assert model.decode(torch.zeros(1, 4, 8, 8)).pixels.dtype == torch.float32
+
+
+def test_pickled_weights_load_but_their_code_does_not_run(tiny_folder: Path, tmp_path: Path) -> None:
+    unet = tiny_folder / "unet"
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file
+
+    torch.save(load_file(weights), unet / "diffusion_pytorch_model.bin")
+    expected = load_model(tiny_folder, device="cpu").fingerprint
+    weights.unlink()
+    assert load_model(tiny_folder, device="cpu").fingerprint == expected
+
+    marker = tmp_path / "ran"
+    with (unet / "diffusion_pytorch_model.bin").open("wb") as file:
+        pickle.dump(Trap(str(marker)), file)
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load_model(tiny_folder, device="cpu")
+    assert not marker.exists()
+
+
+class Trap:
+    """Unpickling one creates a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.path),)
+
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
+    "index is not JSON": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
+    "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "holds a list"),
+    "index is binary": (lambda f: (f / "model_index.json").write_bytes(b"\xff\xfe\x00"), "cannot be read as JSON"),
+    "no class": (lambda f: edit(f / "model_index.json", _class_name=None), "names no pipeline class"),
+    "another class": (lambda f: edit(f / "model_index.json", _class_name="FluxControlNetPipeline"), "FluxControlNetPipeline .* supported are .*StableDiffusionPipeline"),
+    "own code": (lambda f: edit(f / "model_index.json", _class_name=["pipeline", "MyPipeline"]), "not run"),
+    "own component code": (lambda f: edit(f / "model_index.json", unet=["my_unet", "MyUNet"]), "only classes of diffusers and transformers"),
+    "another unet": (lambda f: edit(f / "model_index.json", unet=["diffusers", "UNet2DModel"]), "UNet2DModel, which is not supported"),
+    "no unet": (lambda f: edit(f / "model_index.json", unet=[None, None]), "has no unet"),
+    "no vae": (lambda f: edit(f / "model_index.json", vae=[None, None]), "has no vae"),
+    "no tokenizer": (lambda f: edit(f / "model_index.json", tokenizer=[None, None]), "has no tokenizer"),
+    "no scheduler": (lambda f: edit(f / "model_index.json", scheduler=[None, None]), "has no scheduler"),
+    "no scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json' is missing"),
+    "no unet config": (lambda f: (f / "unet/config.json").unlink(), "unet/config.json' is missing"),
+    "broken unet config": (lambda f: (f / "unet/config.json").write_text("null"), "holds a NoneType"),
+    "empty unet config": (lambda f: (f / "unet/config.json").write_text("{}"), "has no in_channels"),
+    "inpainting": (lambda f: edit(f / "unet/config.json", in_channels=9), "inpainting UNet with 9"),
+    "consistency model": (lambda f: edit(f / "unet/config.json", time_cond_proj_dim=256), "distilled"),
+    "SDXL unet": (lambda f: edit(f / "unet/config.json", addition_embed_type="text_time"), "SDXL"),
+    "odd prediction": (lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="noise"), "predicts 'noise'"),
+    "flow scheduler": (lambda f: edit(f / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]), "flow models"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "unet' holds no weights"),
+    "no text weights": (lambda f: (f / "text_encoder/model.safetensors").unlink(), "text_encoder' holds no weights"),
+    "cut off weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]), "damaged"),
+    "git-lfs pointer": (lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "missing shard": (
+        lambda f: ((f / WEIGHTS).unlink(), (f / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "part-1.safetensors"}}')),
+        "part-1.safetensors' is missing",
+    ),
+    "no folder": (lambda f: f.rename(f.parent / "elsewhere"), "does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_one_clear_line_before_weights_are_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
+    spoil, says = DAMAGE[damage]
+    spoil(tiny_folder)
+    with pytest.raises(UsageError, match=says) as caught:
+        resolve_model(str(tiny_folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_belong_to_the_config_are_refused(tiny_folder: Path) -> None:
+    edit(tiny_folder / "unet/config.json", block_out_channels=[32, 32])
+    with pytest.raises(UsageError, match="cannot be loaded") as caught:
+        load_model(tiny_folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"])
+def test_weights_that_are_left_out_are_not_made_up(tiny_folder: Path, part: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = tiny_folder / f"{part}.safetensors"
+    tensors = load_file(path)
+    del tensors[sorted(tensors)[0]]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"cannot be loaded|lack"):
+        load_model(tiny_folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "LMSDiscreteScheduler", "UniPCMultistepScheduler", "SchedulerOfTomorrow"])
+def test_a_scheduler_without_a_solver_is_replaced_by_ddim_with_one_line(tiny_folder: Path, name: str) -> None:
+    edit(tiny_folder / "model_index.json", scheduler=["diffusers", name])
+    edit(tiny_folder / "scheduler/scheduler_config.json", _class_name=name, skip_prk_steps=True, clip_sample=None)
+    plan = outline_of(tiny_folder)
+    assert plan.solvers[0] == "ddim"
+    assert len(plan.notices) == 1
+    assert name in plan.notices[0]
+    schedule = plan.schedule(plan.solver(), 10, None)
+    same = load_model(tiny_stable_diffusion()).schedule(plan.solver(), 10, None)
+    assert schedule == same
+    model = plan.load()
+    assert model.notices == plan.notices
+    assert model.fingerprint
+    with pytest.raises(UsageError, match=f"{name}.*strict_scheduler"):
+        outline_of(tiny_folder, strict_scheduler=True)
+
+
+@pytest.mark.parametrize("options", [{"algorithm_type": "dpmsolver"}, {"algorithm_type": "dpmsolver++", "solver_order": 3}])
+def test_orders_and_kinds_of_dpm_solver_that_we_lack_are_replaced_too(options: dict[str, Any]) -> None:
+    scheduler = diffusers.DPMSolverMultistepScheduler(**SCHEDULER_OF_DPM, final_sigmas_type="sigma_min", **options)
+    model = load_model(tiny_stable_diffusion(scheduler=scheduler))
+    assert model.solvers[0] == "ddim"
+    assert "DPMSolverMultistepScheduler" in model.notices[0]
+
+
+SCHEDULER_OF_DPM = {key: value for key, value in SCHEDULER.items() if key not in ("clip_sample", "set_alpha_to_one")}
+
+
+def test_outdated_scheduler_configs_are_corrected_as_the_pipeline_corrects_them(tiny_folder: Path) -> None:
+    edit(tiny_folder / "scheduler/scheduler_config.json", clip_sample=True, steps_offset=0)
+    plan = outline_of(tiny_folder)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None).scheduler.config
+    assert (theirs["clip_sample"], theirs["steps_offset"]) == (False, 1)
+    assert plan.schedule(plan.solver(), 10, None) == load_model(tiny_stable_diffusion()).schedule(plan.solver(), 10, None)
+
+
+def test_objects_are_checked_before_they_are_used(tiny_pipe: Any) -> None:
+    for options in ({"device": "cpu"}, {"dtype": "float16"}):
+        with pytest.raises(UsageError, match="keeps its own device and dtype"):
+            load_model(tiny_pipe, **options)
+    training = tiny_stable_diffusion()
+    training.unet.mid_block.train()
+    with pytest.raises(UsageError, match=r"call `pipe\.unet\.eval\(\)`"):
+        load_model(training)
+    with pytest.raises(UsageError, match="StableDiffusionInpaintPipeline"):
+        load_model(diffusers.StableDiffusionInpaintPipeline(**tiny_pipe.components, requires_safety_checker=False))
+    with pytest.raises(UsageError, match="a dict object is not a model"):
+        load_model({})
+
+
+def test_hub_ids_that_are_not_cached_are_a_setup_error_offline() -> None:
+    with pytest.raises(SetupError, match="hf download nobody/nothing") as caught:
+        load_model("nobody/nothing", offline=True)
+    assert "offline=True" in str(caught.value)
+
+
+def test_devices_that_are_not_there_are_named_before_weights_are_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
+    with pytest.raises(SetupError, match="this machine has .*cpu"):
+        load_model(tiny_folder, device="cuda:99")
+    with pytest.raises(UsageError, match="'gpu' is not known"):
+        load_model(tiny_folder, device="gpu")
+    with pytest.raises(UsageError, match="'half' is not known"):
+        load_model(tiny_folder, dtype="half")
+
+
+def test_devices_and_number_formats_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available_devices()[-1] == "cpu"
+    monkeypatch.setattr(devices, "available_devices", lambda: ["cuda:0", "cuda:1", "mps", "cpu"])
+    assert [resolve_device(name) for name in ("auto", "cuda", "cuda:1", "mps", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "mps", "cpu"]
+    for name in ("cuda:2", "mps:1"):
+        with pytest.raises(SetupError):
+            resolve_device(name)
+    assert resolve_dtype("auto", "cpu") == torch.float32
+    assert resolve_dtype("auto", "cuda:0") == torch.float16
+    assert resolve_dtype("bfloat16", "cpu") == torch.bfloat16
+
+
+def test_every_family_can_be_imported() -> None:
+    for place in FAMILIES.values():
+        module, _, name = place.partition(":")
+        __import__(module)
+        assert callable(getattr(sys.modules[module], name))
+
+
+def test_naming_a_model_imports_no_torch() -> None:
+    code = "import sys, tsdiff.treesearch.models, tsdiff.diffusion.loading; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,357 @@
+"""Work in full batches: network rows of all trees and levels, decodes, and verifier calls.
+
+A batch that fails is narrowed down: out of memory halves it, any other error is traced to the rows that cause it, so
+that one bad row fails one node.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import queue
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tsdiff.treesearch.calibrate import calibrate, is_out_of_memory
+from tsdiff.treesearch.errors import SetupError, UsageError
+from tsdiff.treesearch.ledger import EngineLedger
+from tsdiff.treesearch.node import Value
+from tsdiff.treesearch.protocols import PendingVerifier, Recorder, Sampler, Scores, Verifier
+from tsdiff.treesearch.stopwatch import Stopwatch
+from tsdiff.treesearch.work import Candidate, CandidateBatch, Decode, Evaluation, Judgement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+log = logging.getLogger("tsdiff")
+
+CALIBRATION_ROWS = 500
+"""Searches expected to need fewer network rows than this do not spend any on measuring the best batch size."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How the engine may use the machine.
+
+    Attributes:
+      deterministic: one fixed row count for every call, never calibrated; out of memory is an error.
+      network, decode, verify: rows a call at most (and, when deterministic, exactly). `network` None is calibrated:
+        the smallest batch within 95 % of the best throughput.
+      host_bytes, device_bytes: memory for latents before the least recently used move out.
+      seconds: no request is granted after this long; None for no limit.
+    """
+
+    deterministic: bool = False
+    network: int | None = None
+    decode: int = 8
+    verify: int = 16
+    host_bytes: int = 4 << 30
+    device_bytes: int = 4 << 30
+    seconds: float | None = None
+
+
+@dataclass
+class Bucket:
+    """Network rows that fit in one batch, the longest remaining work first."""
+
+    sampler: Sampler
+    limit: int | None
+    rows: list[tuple[int, int, Evaluation, int]] = field(default_factory=list)
+
+
+class Batches:
+    """The queues of work, and the calls that empty them.
+
+    Args:
+      limits: rows a call may have.
+      device: where the models are.
+      ledger: what to count on.
+      recorder: told of pending verifiers' answers.
+      timed: books the time of every call.
+      expected_rows: how many network rows the search may need, to decide whether calibrating pays.
+      progress: called after every call.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        device: str,
+        ledger: EngineLedger,
+        recorder: Recorder,
+        timed: Stopwatch,
+        *,
+        expected_rows: int = 0,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.limits = limits
+        self.device = device
+        self.ledger = ledger
+        self.recorder = recorder
+        self.timed = timed
+        self.expected_rows = expected_rows
+        self.progress = progress
+        self.buckets: dict[Hashable, Bucket] = {}
+        self.decodes: dict[Hashable, deque[Decode]] = {}
+        self.judgements: dict[int, deque[Judgement]] = {}
+        self.decode_limit = limits.decode
+        self.verify_limit = limits.verify
+        self.answers: queue.SimpleQueue[tuple[Callable[[Value], None], Value]] = queue.SimpleQueue()
+        self.unanswered = 0
+        self._order = count()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another tree's rows would fill batches: less than two full ones are ready."""
+        ready = sum(len(bucket.rows) for bucket in self.buckets.values())
+        return ready < (sum(2 * (bucket.limit or 16) for bucket in self.buckets.values()) or 1)
+
+    def evaluate(self, evaluation: Evaluation) -> None:
+        """Queue the rows of an evaluation."""
+        run, binding = evaluation.run, evaluation.binding
+        assert binding.encoded is not None
+        key = (id(binding.model), run.tree.schedule.key, run.shape, binding.encoded.bucket)
+        if key not in self.buckets:
+            limit = self.limits.network or (8 if self.limits.deterministic else None)
+            self.buckets[key] = Bucket(binding.sampler(run.tree), limit)
+        rows = evaluation.rows
+        evaluation.outputs = [None] * len(rows)
+        remaining = run.tree.schedule.last - evaluation.level
+        for branch in range(len(rows)):
+            heapq.heappush(self.buckets[key].rows, (-remaining, next(self._order), evaluation, branch))
+
+    def decode(self, item: Decode) -> None:
+        """Queue a decode."""
+        self.decodes.setdefault((id(item.model), tuple(item.x0.shape)), deque()).append(item)
+
+    def decode_now(self, item: Decode) -> None:
+        """Decode one clean latent without waiting for others."""
+        self._decode([item])
+
+    def judge(self, item: Judgement) -> None:
+        """Queue candidates for a verifier."""
+        self.judgements.setdefault(id(item.verifier), deque()).append(item)
+
+    def launch(self, *, full: bool) -> bool:
+        """Run the fullest batch; with `full`, only one that fills its row count."""
+        for bucket in self.buckets.values():
+            if bucket.rows and bucket.limit is None:
+                self._calibrate(bucket)
+        ready: list[tuple[float, int, Callable[[], None]]] = []
+        for bucket in self.buckets.values():
+            ready.append((len(bucket.rows) / (bucket.limit or 1), 2, lambda bucket=bucket: self._evaluate(bucket)))  # type: ignore[misc]
+        for decodes in self.decodes.values():
+            ready.append((len(decodes) / self.decode_limit, 1, lambda decodes=decodes: self._decode(_take(decodes, self.decode_limit))))  # type: ignore[misc]
+        for judgements in self.judgements.values():
+            ready.append((len(judgements) / self.verify_limit, 0, lambda judgements=judgements: self._verify(judgements)))  # type: ignore[misc]
+        fullness, _, launch = max(ready, default=(0.0, 0, None), key=lambda entry: entry[:2])
+        if launch is None or fullness == 0.0 or (full and fullness < 1.0):
+            return False
+        launch()
+        self.progress()
+        return True
+
+    def _calibrate(self, bucket: Bucket) -> None:
+        evaluation, branch = bucket.rows[0][2:]
+        if self.expected_rows < CALIBRATION_ROWS:
+            bucket.limit = 16
+            return
+
+        def probe(rows: int) -> None:
+            latents = evaluation.latents.expand(rows, *evaluation.latents.shape).contiguous()
+            self.ledger.probe += rows
+            bucket.sampler.evaluate(latents, [evaluation.level] * rows, [evaluation.rows[branch]] * rows)
+
+        with self.timed("calibrate"):
+            bucket.limit = calibrate(probe, device=self.device)
+
+    def _evaluate(self, bucket: Bucket) -> None:
+        """One network call, and what follows from the evaluations that it completes."""
+        assert bucket.limit is not None
+        taken = [heapq.heappop(bucket.rows)[2:] for _ in range(min(bucket.limit, len(bucket.rows)))]
+        taken = [(evaluation, branch) for evaluation, branch in taken if not evaluation.over]
+        if not taken:
+            return
+
+        def call(items: Sequence[tuple[Evaluation, int]]) -> list[Tensor]:
+            import torch
+
+            padded = [*items, *[items[0]] * (bucket.limit - len(items))] if self.limits.deterministic and bucket.limit else items
+            latents = torch.stack([evaluation.latents for evaluation, _ in padded])
+            levels = [evaluation.level for evaluation, _ in padded]
+            rows = [evaluation.rows[branch] for evaluation, branch in padded]
+            before = self.ledger.retried
+            self.ledger.retried += len(padded)  # until the call has succeeded
+            outputs = bucket.sampler.evaluate(latents, levels, rows)
+            self.ledger.retried = before
+            self.ledger.rows += len(items)
+            self.ledger.padding += len(padded) - len(items)
+            self.ledger.batches += 1
+            return list(outputs.unbind(0)[: len(items)])
+
+        def shrink(size: int) -> None:
+            bucket.limit = size
+
+        with self.timed("network"):
+            outputs = self._attempt("network", taken, call, shrink)
+        for (evaluation, branch), output in zip(taken, outputs, strict=True):
+            if isinstance(output, str):
+                if not evaluation.over:
+                    evaluation.over = True
+                    evaluation.failed(output)
+                continue
+            evaluation.run.tree.ledger.rows += 1
+            evaluation.outputs[branch] = output
+            if not evaluation.over and all(part is not None for part in evaluation.outputs):
+                evaluation.over = True
+                evaluation.run.tree.ledger.nfe += 1
+                evaluation.owner.nfe += 1
+                cond, *uncond = evaluation.outputs
+                assert cond is not None
+                evaluation.then(cond, uncond[0] if uncond else None)
+
+    def _decode(self, items: Sequence[Decode]) -> None:
+        """One decoder call."""
+
+        def call(batch: Sequence[Decode]) -> list[Tensor]:
+            import torch
+
+            padded = self._padded(batch, self.limits.decode)
+            pixels = batch[0].model.decode(torch.stack([item.x0 for item in padded])).pixels
+            return list(pixels.unbind(0)[: len(batch)])
+
+        def shrink(size: int) -> None:
+            self.decode_limit = size
+
+        with self.timed("decode"):
+            results = self._attempt("decode", items, call, shrink)
+        for item, pixels in zip(items, results, strict=True):
+            item.run.tree.ledger.decodes += 1
+            if isinstance(pixels, str):
+                item.then(None, pixels)
+            else:
+                item.then(pixels, None)
+
+    def _verify(self, waiting: deque[Judgement]) -> None:
+        """One verifier call: a batch of rows, or one whole set."""
+        verifier = waiting[0].verifier
+        items = [waiting.popleft()] if verifier.scope == "set" else _take(waiting, self.verify_limit)
+        for item in items:
+            for candidate in item.candidates:
+                candidate.run.tree.ledger.verifier_calls[verifier.name] += 1
+        if verifier.latency == "pending":
+            self._ask(verifier, items)
+            return
+
+        def call(batch: Sequence[Judgement]) -> list[list[Value]]:
+            rows = [candidate for item in batch for candidate in item.candidates]
+            padded = rows if verifier.scope == "set" else self._padded(rows, self.limits.verify)
+            values = _values(verifier, verifier.score(CandidateBatch(padded)), len(padded))
+            shares = iter(values)
+            return [[next(shares) for _ in item.candidates] for item in batch]
+
+        def shrink(size: int) -> None:
+            self.verify_limit = size
+
+        with self.timed("verify"):
+            results = self._attempt(f"verifier {verifier.name}", items, call, shrink)
+        for item, values in zip(items, results, strict=True):
+            item.then([Value(None, reason=values)] * len(item.candidates) if isinstance(values, str) else values)
+
+    def _ask(self, verifier: Verifier, items: Sequence[Judgement]) -> None:
+        """Ask a pending verifier; the tree waits, the others go on."""
+        if not isinstance(verifier, PendingVerifier):
+            raise UsageError(f"verifier {verifier.name} says that its latency is pending but has no method `ask`")
+        waiting: dict[str, list[Callable[[Value], None]]] = {}
+        for item in items:
+            values: list[Value | None] = [None] * len(item.candidates)
+            for i, candidate in enumerate(item.candidates):
+                self.unanswered += 1
+                waiting.setdefault(f"{candidate.node.id:032x}", []).append(self._answer(verifier, item, values, i, candidate))
+
+        def answer(node_id: str, score: float | None, reason: str | None = None) -> None:
+            for deliver in waiting.pop(node_id, []):
+                self.answers.put((deliver, _checked(verifier, score, reason)))
+
+        verifier.ask(CandidateBatch([candidate for item in items for candidate in item.candidates]), answer)
+
+    def _answer(self, verifier: Verifier, item: Judgement, values: list[Value | None], i: int, candidate: Candidate) -> Callable[[Value], None]:
+        def deliver(value: Value) -> None:
+            self.recorder.answer(candidate.run.tree, candidate.node, verifier.name, value.score)
+            values[i] = value
+            if all(known is not None for known in values):
+                item.then([known for known in values if known is not None])
+
+        return deliver
+
+    def hear(self, *, wait: bool = False) -> bool:
+        """Take the answers that have arrived; with `wait`, until there is one."""
+        heard = False
+        while self.unanswered:
+            try:
+                deliver, value = self.answers.get(block=wait and not heard)
+            except queue.Empty:
+                break
+            self.unanswered -= 1
+            deliver(value)
+            heard = True
+        return heard
+
+    def _padded(self, items: Sequence[T], rows: int) -> Sequence[T]:
+        """A batch of exactly `rows` when deterministic: padding repeats a real row."""
+        return [*items, *[items[0]] * (rows - len(items))] if self.limits.deterministic else items
+
+    def _attempt(self, stage: str, items: Sequence[T], call: Callable[[Sequence[T]], list[Any]], shrink: Callable[[int], None]) -> list[Any]:
+        """Run a batch; out of memory halves it, any other error is narrowed down to its rows.
+
+        Returns:
+          One result for each item: what `call` gave, or the reason as a string.
+        """
+        try:
+            return call(items)
+        except Exception as error:
+            if is_out_of_memory(error):
+                if self.limits.deterministic:
+                    option = "--max-batch" if stage == "network" else "max_batch"
+                    raise SetupError(f"out of memory in a {stage} call of {len(items)} rows; deterministic mode keeps its row count, so set a smaller one ({option})") from error
+                if len(items) > 1:
+                    half = (len(items) + 1) // 2
+                    shrink(half)
+                    log.warning("out of memory in the %s: continuing with %d rows a call", stage, half)
+                    return self._attempt(stage, items[:half], call, shrink) + self._attempt(stage, items[half:], call, shrink)
+            elif len(items) > 1:
+                return [result for item in items for result in self._attempt(stage, [item], call, shrink)]
+            log.debug("%s failed", stage, exc_info=error)
+            return [f"{stage} failed: {type(error).__name__}: {error}"]
+
+
+def _take(items: deque[T], most: int) -> list[T]:
+    return [items.popleft() for _ in range(min(most, len(items)))]
+
+
+def _values(verifier: Verifier, scores: Scores, rows: int) -> list[Value]:
+    """A verifier's answer as values; NaN and infinities become failures of their row."""
+    numbers = _floats(verifier, scores.values, rows)
+    parts = {name: _floats(verifier, column, rows) for name, column in scores.parts.items()}
+    return [
+        _checked(verifier, number, scores.reasons.get(i), {name: column[i] for name, column in parts.items()} or None)
+        for i, number in enumerate(numbers)
+    ]
+
+
+def _floats(verifier: Verifier, numbers: Any, rows: int) -> list[float]:
+    # One transfer for a whole batch, where the scores are on a device.
+    values = [float(number) for number in (numbers.tolist() if hasattr(numbers, "tolist") else numbers)]
+    if len(values) != rows:
+        raise UsageError(f"verifier {verifier.name} gave {len(values)} scores for {rows} candidates; give one for each, in order")
+    return values
+
+
+def _checked(verifier: Verifier, score: float | None, reason: str | None, parts: dict[str, float] | None = None) -> Value:
+    if score is None or score != score or score in (float("inf"), float("-inf")):
+        return Value(None, reason=reason or f"{verifier.name} gave {score}")
+    finite = {name: value for name, value in (parts or {}).items() if value == value and abs(value) != float("inf")}
+    return Value(score, finite or None, reason)

@@ -1,0 +1,403 @@
+"""Requests that make nodes: draw, start, denoise, renoise, perturb.
+
+Nodes are made when a request begins, in request order, so that their indices do not depend on the order of work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.errors import UsageError, unknown_name
+from tsdiff.treesearch.node import Move, Node
+from tsdiff.treesearch.noise import Fresh, Recipe, Torch, derive, move_noise, roots_of
+from tsdiff.treesearch.protocols import Sampler
+from tsdiff.treesearch.quote import Quote
+from tsdiff.treesearch.requests import Denoise, Draw, Perturb, Renoise, Start
+from tsdiff.treesearch.run import Group, Run
+from tsdiff.treesearch.work import Chain, Estimate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tsdiff.treesearch.engine import Engine
+
+# Roots ---------------------------------------------------------------------------------------------------------------
+
+
+class DrawHandler:
+    """New roots at level 0."""
+
+    def check(self, run: Run, request: Draw) -> None:
+        for offset, recipe in enumerate(self._recipes(run, request)):
+            number = len(run.tree.roots) + offset
+            for index in roots_of(recipe):
+                if not 0 <= index < len(run.tree.roots):
+                    raise UsageError(f"Draw: root {index} of {recipe} does not exist; this tree has {len(run.tree.roots)} roots, counted from 0")
+            if isinstance(recipe, Torch) and number:
+                raise UsageError("Draw: torch's own noise is for root 0 only; use Fresh(index)")
+
+    def price(self, quote: Quote, request: Draw) -> None:
+        for _ in range(request.count):
+            quote.create(0)
+
+    def begin(self, engine: Engine, group: Group, request: Draw) -> None:
+        run = group.run
+        with engine.timed("noise"):
+            recipes = self._recipes(run, request)
+            arrays = [run.realize(recipe) for recipe in recipes]
+        sampler = run.bindings[None].sampler(run.tree)
+        for recipe, array in zip(recipes, arrays, strict=True):
+            node = run.tree.add_root(Move("draw", (0,), noise=recipe))
+            run.adopt(node)
+            noise = engine.to_device(array)
+            run.store.put(run.key("noise", len(run.tree.roots) - 1), {"noise": noise})
+            latent = sampler.draw(noise[None], None if run.origin is None else run.origin[None])[0]
+            run.settle(node, {"latent": latent}, arrived=False)
+            group.nodes.append(node)
+        group.reply = lambda: group.nodes
+
+    @staticmethod
+    def _recipes(run: Run, request: Draw) -> list[Recipe]:
+        first = len(run.tree.roots)
+        if request.noise is None:
+            fresh: list[Recipe] = [Fresh(first + i) for i in range(request.count)]
+            if first == 0 and run.first is not None:
+                fresh[0] = run.first
+            return fresh
+        return list(request.noise) if isinstance(request.noise, tuple) else [request.noise] * request.count  # type: ignore[list-item]
+
+
+class StartHandler:
+    """New roots from a clean latent, noised."""
+
+    def check(self, run: Run, request: Start) -> None:
+        if isinstance(request.source, Node):
+            run.require_open(request.source, request)
+            if request.source.level != run.tree.schedule.last:
+                raise UsageError(f"Start: node {request.source.index} stands at level {request.source.level}; start from a finished node")
+        elif run.origin is None:
+            raise UsageError("Start: this search has no initial image; give one (--init-image) or start from a finished node")
+        self._level(run, request)
+
+    def price(self, quote: Quote, request: Start) -> None:
+        for _ in range(request.copies):
+            quote.create(self._level(quote.run, request))
+
+    def begin(self, engine: Engine, group: Group, request: Start) -> None:
+        run = group.run
+        level = self._level(run, request)
+        sampler = run.bindings[None].sampler(run.tree)
+        source = request.source if isinstance(request.source, Node) else None
+        for _ in range(request.copies):
+            move = Move("start", (level,), scale=request.strength, source="image" if source is None else "node")
+            node = run.tree.add_root(move, level)
+            run.adopt(node)
+            noise = engine.to_device(run.realize(Fresh(len(run.tree.roots) - 1)))
+            run.store.put(run.key("noise", len(run.tree.roots) - 1), {"noise": noise})
+            if source is None:
+                clean = run.origin
+            elif source.failed:
+                run.fail(node, f"its source, node {source.index}, failed")
+                group.nodes.append(node)
+                continue
+            else:
+                node.note["source"] = source.index
+                clean = run.store.get(run.key("node", source.index))["latent"]
+            assert clean is not None
+            run.settle(node, {"latent": sampler.add_noise(clean[None], [level], noise[None])[0]}, arrived=False)
+            group.nodes.append(node)
+        group.reply = lambda: group.nodes
+
+    @staticmethod
+    def _level(run: Run, request: Start) -> int:
+        last = run.tree.schedule.last
+        level = last - min(int(last * request.strength), last)
+        if level == last:
+            raise UsageError(f"Start: strength {request.strength:g} leaves no step of {last}; use at least {1 / last:g}")
+        return level
+
+
+# Edges ---------------------------------------------------------------------------------------------------------------
+
+
+class DenoiseHandler:
+    """Children at cleaner levels."""
+
+    def check(self, run: Run, request: Denoise) -> None:
+        if request.model not in run.bindings:
+            raise unknown_name("helper model", str(request.model), [str(name) for name in run.bindings if name], "Pass it to the search as helpers={name: model}.")
+        sampler = run.bindings[request.model].sampler(run.tree, request.solver)
+        if not sampler.solver.stochastic:
+            if request.copies > 1:
+                raise UsageError(f"Denoise: copies is {request.copies} but solver {sampler.solver} is deterministic, so all would be equal; use a stochastic solver, or Renoise")
+            if request.noise is not None:
+                raise UsageError(f"Denoise: a noise recipe was given but solver {sampler.solver} is deterministic and draws none")
+        for node, to in zip(request.group, request.targets, strict=True):
+            run.require_open(node, request)
+            levels = run.tree.schedule.span(node.level, to, request.num_steps)
+            if request.noise is not None and not isinstance(request.noise, Fresh) and (len(levels) != 2 or sampler.solver.num_noise != 1):
+                raise UsageError(f"Denoise: {type(request.noise).__name__} is the noise of a single step, but {levels[0]} -> {to} takes {len(levels) - 1}; denoise one level at a time")
+            outside = [level for level in request.via if level not in levels[1:-1] and level != to and len(levels) > 1]
+            if outside:
+                raise UsageError(f"Denoise: via levels {outside} are not visited between {node.level} and {to} (visited: {list(levels)})")
+
+    def price(self, quote: Quote, request: Denoise) -> None:
+        run = quote.run
+        sampler = run.bindings[request.model].sampler(run.tree, request.solver)
+        for node, to in zip(request.group, request.targets, strict=True):
+            levels = run.tree.schedule.span(node.level, to, request.num_steps)
+            if node.failed or len(levels) == 1:
+                continue
+            stops = [level for level in levels[1:] if level in request.via or level == to]
+            for _ in range(request.copies):
+                memo = self._memo(node, levels, sampler, request)
+                if memo is None or quote.once(memo):
+                    quote.denoise(node, levels, sampler, request.model, stops=stops, draft=False)
+
+    def begin(self, engine: Engine, group: Group, request: Denoise) -> None:
+        run = group.run
+        sampler = run.bindings[request.model].sampler(run.tree, request.solver)
+        for node, to in zip(request.group, request.targets, strict=True):
+            levels = run.tree.schedule.span(node.level, to, request.num_steps)
+            for _ in range(request.copies):
+                group.nodes.append(node if len(levels) == 1 else self._child(engine, group, request, node, levels, sampler))
+        group.reply = lambda: group.nodes
+
+    def _child(self, engine: Engine, group: Group, request: Denoise, node: Node, levels: tuple[int, ...], sampler: Sampler) -> Node:
+        run = group.run
+        memo = self._memo(node, levels, sampler, request)
+        if memo is not None and memo in run.repeats:
+            return run.repeats[memo]
+        branch = self._branch(run, node, request) if sampler.solver.stochastic else 0
+        stream = node.stream if branch == 0 else derive(node.stream, "denoise", node.level, branch)
+        stops = [i for i, level in enumerate(levels) if i and (level in request.via or level == levels[-1])]
+        pieces: list[tuple[Node, tuple[int, ...], Node]] = []
+        parent, start = node, 0
+        for stop in stops:
+            kept = None if isinstance(request.noise, Fresh) else request.noise
+            move = Move("denoise", levels[start : stop + 1], branch, kept, request.solver, request.model)
+            child = grow(run, parent, move, stream, branch)
+            pieces.append((parent, levels[start : stop + 1], child))
+            parent, start = child, stop
+        if memo is not None:
+            run.remember(memo, parent)
+        group.add(len(pieces))
+        denoise(engine, run, pieces, sampler, request.model, request.noise, group.done)
+        return parent
+
+    @staticmethod
+    def _branch(run: Run, node: Node, request: Denoise) -> int:
+        key = (node.index, "denoise")
+        if isinstance(request.noise, Fresh):
+            run.tree.children[key] = max(run.tree.children[key], request.noise.index + 1)
+            return request.noise.index
+        return run.tree.next_child(*key)
+
+    @staticmethod
+    def _memo(node: Node, levels: tuple[int, ...], sampler: Sampler, request: Denoise) -> tuple[Any, ...] | None:
+        """What names a child that is made only once; None for a new branch of a stochastic solver."""
+        if not sampler.solver.stochastic:
+            return (node.index, levels, request.solver, request.model, request.via)
+        if isinstance(request.noise, Fresh):
+            return (node.index, levels, request.solver, request.model, request.via, request.noise.index)
+        return None
+
+
+def grow(run: Run, parent: Node, move: Move, stream: int, branch: int, *, draft: bool = False) -> Node:
+    """A new child whose id tells its solver, model and repetition too."""
+    words = [word for word in (move.solver, move.model, "draft" if draft else None) if word]
+    again = run.tree.next_child(parent.index, move.kind, move.levels, branch, *words)
+    child = run.tree.add_child(parent, move, stream, branch, again, *words)
+    child.draft = draft
+    run.adopt(child)
+    return child
+
+
+def denoise(
+    engine: Engine,
+    run: Run,
+    pieces: Sequence[tuple[Node, tuple[int, ...], Node]],
+    sampler: Sampler,
+    model: str | None,
+    noise: Recipe | None,
+    done: Callable[[], None],
+) -> None:
+    """Denoise along consecutive pieces (parent, levels, child); `done` is called once for each."""
+    (parent, levels, child), *rest = pieces
+
+    def then() -> None:
+        if rest:
+            denoise(engine, run, rest, sampler, model, noise, done)
+        done()
+
+    if parent.failed:
+        run.fail(child, f"its parent, node {parent.index}, failed")
+        then()
+        return
+    kept = run.store.get(run.key("node", parent.index))
+    history = tuple(kept[f"history{i}"] for i in range(sum(name.startswith("history") for name in kept)))
+    captured = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
+    recipe = None if isinstance(noise, Fresh) else noise
+    chain = Chain(
+        run, run.bindings[model], sampler, levels, child, kept["latent"], history, run.history_level[parent.index], captured, recipe, then
+    )
+    engine.growth.start(chain, parent)
+
+
+class RenoiseHandler:
+    """Children at noisier levels."""
+
+    def check(self, run: Run, request: Renoise) -> None:
+        for node in request.group:
+            run.require_open(node, request)
+            if not 0 <= request.to <= node.level:
+                raise UsageError(f"Renoise: to is {request.to} but node {node.index} stands at level {node.level}; re-noising goes down, to 0 at least")
+
+    def price(self, quote: Quote, request: Renoise) -> None:
+        for node in request.group:
+            if not node.failed and not _stays(node, request):
+                if request.source == "x0" and node.level < quote.run.tree.schedule.last:
+                    quote.predict(node, None)
+                for _ in range(request.copies):
+                    quote.create(request.to)
+
+    def begin(self, engine: Engine, group: Group, request: Renoise) -> None:
+        run = group.run
+        sampler = run.bindings[None].sampler(run.tree)
+        for node in request.group:
+            children = []
+            for _ in range(request.copies):
+                if _stays(node, request):
+                    group.nodes.append(node)
+                    continue
+                children.append(branch_off(run, node, Move("renoise", (node.level, request.to), source=request.source)))
+            group.nodes.extend(children)
+            if not children:
+                continue
+
+            def spread(clean: Tensor | None, node: Node = node, children: Sequence[Node] = children) -> None:
+                import torch
+
+                with engine.timed("noise"):
+                    noise = engine.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
+                copies = len(children)
+                kept = run.store.get(run.key("node", node.index))
+                if clean is not None:
+                    latents = sampler.add_noise(clean.expand(copies, *clean.shape), [request.to] * copies, noise)
+                else:
+                    latent = kept["latent"]
+                    arrived = [run.arrived[node.index]] * copies
+                    latents = sampler.renoise(latent.expand(copies, *latent.shape), arrived, [node.level] * copies, [request.to] * copies, noise)
+                captured = {name: tensor for name, tensor in kept.items() if run.ancestor_levels.get(name, request.to) < request.to}
+                place(run, group, children, latents, captured)
+
+            with_estimate(engine, group, node, children, spread, needed=request.source == "x0")
+        group.reply = lambda: group.nodes
+
+
+def _stays(node: Node, request: Renoise) -> bool:
+    return node.level == request.to and request.source == "latent"
+
+
+class PerturbHandler:
+    """Children at the same level with a share of their noise replaced."""
+
+    def check(self, run: Run, request: Perturb) -> None:
+        for node in request.group:
+            run.require_open(node, request)
+            if node.level in (0, run.tree.schedule.last):
+                raise UsageError(f"Perturb: node {node.index} stands at level {node.level}; perturb between levels (at level 0 use Draw with Rotate or Mix)")
+
+    def price(self, quote: Quote, request: Perturb) -> None:
+        for node in request.group:
+            if not node.failed:
+                quote.predict(node, None)
+                for _ in range(request.copies):
+                    quote.create(node.level)
+
+    def begin(self, engine: Engine, group: Group, request: Perturb) -> None:
+        run = group.run
+        sampler = run.bindings[None].sampler(run.tree)
+        for node in request.group:
+            children = [branch_off(run, node, Move("perturb", (node.level, node.level), scale=request.scale)) for _ in range(request.copies)]
+            group.nodes.extend(children)
+
+            def spread(clean: Tensor | None, node: Node = node, children: Sequence[Node] = children) -> None:
+                import torch
+
+                assert clean is not None
+                with engine.timed("noise"):
+                    noise = engine.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
+                copies = len(children)
+                kept = run.store.get(run.key("node", node.index))
+                latent, arrived = kept["latent"], [run.arrived[node.index]] * copies
+                latents = sampler.perturb(
+                    latent.expand(copies, *latent.shape), clean.expand(copies, *clean.shape), arrived, [node.level] * copies, [request.scale] * copies, noise
+                )
+                captured = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
+                place(run, group, children, latents, captured, arrived=run.arrived[node.index])
+
+            with_estimate(engine, group, node, children, spread, needed=True)
+        group.reply = lambda: group.nodes
+
+
+def branch_off(run: Run, node: Node, move: Move) -> Node:
+    """A renoise or perturb child: always a stream of its own."""
+    number = run.tree.next_child(node.index, move.kind, *move.levels)
+    stream = derive(node.stream, move.kind, *move.levels, number)
+    child = run.tree.add_child(node, Move(move.kind, move.levels, number, scale=move.scale, source=move.source), stream, number)
+    run.adopt(child)
+    return child
+
+
+def with_estimate(
+    engine: Engine, group: Group, node: Node, children: Sequence[Node], spread: Callable[[Tensor | None], None], *, needed: bool
+) -> None:
+    """Call `spread` with the node's clean estimate (None if not needed); failures fail the children."""
+    run = group.run
+    group.add()
+    if node.failed:
+        for child in children:
+            run.fail(child, f"its parent, node {node.index}, failed")
+        group.done()
+        return
+
+    def failed(reason: str) -> None:
+        for child in children:
+            run.fail(child, reason)
+        group.done()
+
+    def spread_and_done(clean: Tensor | None) -> None:
+        spread(clean)
+        group.done()
+
+    if needed:
+        estimate(engine, run, node, spread_and_done, failed)
+    else:
+        spread_and_done(None)
+
+
+def estimate(engine: Engine, run: Run, node: Node, then: Callable[[Tensor], None], failed: Callable[[str], None]) -> None:
+    """Call `then` with a node's clean estimate; at level T that is the latent itself."""
+    latent = run.store.get(run.key("node", node.index))["latent"]
+    if node.level == run.tree.schedule.last:
+        then(latent)
+        return
+
+    def predicted(cond: Tensor, uncond: Tensor | None) -> None:
+        engine.growth.estimates.append(Estimate(run, run.bindings[None], node.level, latent, cond, uncond, then))
+
+    engine.growth.predict(run, node, None, predicted, failed)
+
+
+def place(run: Run, group: Group, children: Sequence[Node], latents: Tensor, captured: dict[str, Tensor], *, arrived: bool = False) -> None:
+    """Give freshly noised children their latents; solver history starts anew."""
+    import torch
+
+    finite = torch.isfinite(latents).flatten(1).all(1).tolist()
+    for child, latent, good in zip(children, latents.unbind(0), finite, strict=True):
+        if good:
+            run.settle(child, {"latent": latent} | captured, arrived=arrived)
+        else:
+            run.fail(child, f"the latent is not finite after {child.move.kind} to level {child.level}")

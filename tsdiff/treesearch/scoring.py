@@ -1,0 +1,227 @@
+"""Requests for values: from a node over its clean estimate (or a look-ahead) and its pixels to a verifier's score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.errors import UsageError, unknown_name
+from tsdiff.treesearch.moves import denoise, estimate, grow
+from tsdiff.treesearch.node import Move, Node, Value
+from tsdiff.treesearch.protocols import Sampler, Verifier
+from tsdiff.treesearch.quote import Quote
+from tsdiff.treesearch.requests import Score
+from tsdiff.treesearch.run import Draft, Group, Run
+from tsdiff.treesearch.work import Candidate, Decode, Judgement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tsdiff.treesearch.engine import Engine
+
+
+class ScoreHandler:
+    """Values."""
+
+    def check(self, run: Run, request: Score) -> None:
+        verifier = self._verifier(run, request)
+        last = run.tree.schedule.last
+        for node in request.group:
+            run.require_open(node, request)
+            if verifier.judges == "final" and request.at == "x0" and node.level < last:
+                raise UsageError(f"Score: {verifier.name} judges finished samples only, but node {node.index} stands at level {node.level} of {last}; use at='lookahead'")
+
+    def price(self, quote: Quote, request: Score) -> None:
+        run = quote.run
+        verifier = self._verifier(run, request)
+        for node in request.group:
+            if node.failed or self._known(node, request, verifier) or node.level == run.tree.schedule.last:
+                continue
+            if request.at == "x0":
+                quote.predict(node, None)
+                continue
+            sampler, levels, memo = _lookahead(run, node, request)
+            if quote.once(memo):
+                quote.denoise(node, levels, sampler, None, stops=levels[-1:], draft=True)
+
+    def begin(self, engine: Engine, group: Group, request: Score) -> None:
+        run = group.run
+        verifier = self._verifier(run, request)
+        key = request.key(verifier.name)
+        nodes = list(request.group)
+        group.reply = lambda: [node.score(key) for node in nodes]
+        wanted = list(dict.fromkeys(node for node in nodes if not node.failed and not self._known(node, request, verifier)))
+        collector = SetCollector(engine, verifier, len(wanted)) if verifier.scope == "set" else None
+        for node in wanted:
+            group.add()
+            waiting = run.scoring.setdefault((node.index, key, id(collector)), [])
+            waiting.append(group)
+            if len(waiting) > 1:
+                continue  # being scored already, for another request of the same Gather
+            Scoring(engine, run, node, verifier, key, collector).start(request)
+
+    @staticmethod
+    def _verifier(run: Run, request: Score) -> Verifier:
+        if request.verifier is None:
+            return run.steering
+        if request.verifier not in run.verifiers:
+            raise unknown_name("verifier of this search", request.verifier, run.verifiers, "Name it when the search starts (--verifier).")
+        return run.verifiers[request.verifier]
+
+    @staticmethod
+    def _known(node: Node, request: Score, verifier: Verifier) -> bool:
+        return verifier.scope == "row" and request.key(verifier.name) in node.values
+
+
+def _lookahead(run: Run, node: Node, request: Score) -> tuple[Sampler, tuple[int, ...], tuple[Any, ...]]:
+    sampler = run.bindings[None].sampler(run.tree, run.tree.solver.ode)
+    levels = run.tree.schedule.span(node.level, run.tree.schedule.last, request.num_steps)
+    return sampler, levels, (node.index, levels, run.tree.solver.ode, "draft")
+
+
+class Scoring:
+    """One node on its way to a value: (look-ahead ->) clean estimate -> pixels -> every verifier concerned."""
+
+    def __init__(self, engine: Engine, run: Run, node: Node, verifier: Verifier, key: str, collector: SetCollector | None) -> None:
+        self.engine = engine
+        self.run = run
+        self.node = node
+        self.verifier = verifier
+        self.key = key
+        self.collector = collector
+        self.source = node  # whose clean estimate is judged: the node, or its look-ahead leaf
+        self.memo: tuple[Any, ...] = ()
+        self.open = 0
+
+    def start(self, request: Score) -> None:
+        """Queue the first piece of work."""
+        run, node = self.run, self.node
+        if request.at == "x0" or node.level == run.tree.schedule.last:
+            self._estimate()
+            return
+        sampler, levels, self.memo = _lookahead(run, node, request)
+        draft = run.drafts.get(self.memo)
+        if draft is None:
+            leaf = grow(run, node, Move("denoise", levels, solver=run.tree.solver.ode), node.stream, 0, draft=True)
+            draft = run.drafts[self.memo] = Draft(leaf)
+            denoise(self.engine, run, [(node, levels, leaf)], sampler, None, None, draft.arrived)
+        self.source = draft.leaf
+        draft.users += 1
+        if draft.ready:
+            self._estimate()
+        else:
+            draft.waiting.append(self._estimate)
+
+    def _estimate(self) -> None:
+        if self.source.failed:
+            self._fail(self.source.reason or "its look-ahead failed")
+            return
+        estimate(self.engine, self.run, self.source, self._decode, self._fail)
+
+    def _fail(self, reason: str) -> None:
+        if self.source is self.node:
+            self.run.fail(self.node, reason)
+        self._value(self.key, Value(None, reason=reason))
+        if self.collector is not None:
+            self.collector.skip()
+        self._end()
+
+    def _judges(self) -> list[Verifier]:
+        """The verifier asked for; a finished sample that is steered by is scored by all."""
+        finished = self.source is self.node and self.node.level == self.run.tree.schedule.last
+        if not finished or self.verifier is not self.run.steering:
+            return [self.verifier]
+        others = [judge for judge in self.run.verifiers.values() if judge is not self.verifier and judge.name not in self.node.values]
+        return [self.verifier, *(judge for judge in others if judge.scope == "row")]
+
+    def _decode(self, x0: Tensor) -> None:
+        import torch
+
+        if not bool(torch.isfinite(x0).all()):
+            self._fail(f"the clean estimate is not finite at level {self.source.level}")
+            return
+        if not any("images" in judge.needs for judge in self._judges()):
+            self._judge(x0, None)
+            return
+
+        def decoded(pixels: Tensor | None, reason: str | None) -> None:
+            if pixels is None:
+                self._value(self.key, Value(None, reason=reason))
+                if self.collector is not None:
+                    self.collector.skip()
+                self._end()
+            else:
+                self._judge(x0, pixels)
+
+        self.engine.batches.decode(Decode(self.run, self.run.bindings[None].model, x0, decoded))
+
+    def _judge(self, x0: Tensor, pixels: Tensor | None) -> None:
+        run, source = self.run, self.source
+        kept = run.store.get(run.key("node", source.index))
+        ancestors = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
+        candidate = Candidate(run, self.node, source.level, kept["latent"], x0, pixels, ancestors)
+        judges = self._judges()
+        self.open = len(judges)
+        for judge in judges:
+            missing = [need for need in judge.needs if need.startswith("ancestor_x0@") and need not in ancestors]
+            then = partial(self._judged, judge, pixels)
+            if missing:
+                then([Value(None, reason=f"{judge.name} compares with an estimate at sigma/alpha {missing[0].partition('@')[2]}, which this node has not reached")])
+            elif self.collector is not None and judge is self.verifier:
+                self.collector.add(candidate, then)
+            else:
+                self.engine.batches.judge(Judgement(judge, [candidate], then))
+
+    def _judged(self, judge: Verifier, pixels: Tensor | None, values: Sequence[Value]) -> None:
+        self._value(self.key if judge is self.verifier else judge.name, values[0])
+        if pixels is not None and judge is self.run.steering and self.source is self.node and self.node.level == self.run.tree.schedule.last:
+            self.run.keep_picture(self.node, pixels)
+        self.open -= 1
+        if self.open == 0:
+            self._end()
+
+    def _value(self, key: str, value: Value) -> None:
+        self.node.values[key] = value
+
+    def _end(self) -> None:
+        if self.source is not self.node:
+            draft = self.run.drafts[self.memo]
+            draft.users -= 1
+            if not draft.users:
+                self.run.close(draft.leaf)
+                del self.run.drafts[self.memo]
+        for group in self.run.scoring.pop((self.node.index, self.key, id(self.collector))):
+            group.done()
+
+
+class SetCollector:
+    """Waits for all candidates of a set, then has them judged together."""
+
+    def __init__(self, engine: Engine, verifier: Verifier, expected: int) -> None:
+        self.engine = engine
+        self.verifier = verifier
+        self.expected = expected
+        self.rows: list[tuple[Candidate, Callable[[list[Value]], None]]] = []
+
+    def add(self, candidate: Candidate, then: Callable[[list[Value]], None]) -> None:
+        """One candidate is ready."""
+        self.rows.append((candidate, then))
+        self._judge_when_complete()
+
+    def skip(self) -> None:
+        """One candidate has failed on the way."""
+        self.expected -= 1
+        self._judge_when_complete()
+
+    def _judge_when_complete(self) -> None:
+        if not self.rows or len(self.rows) < self.expected:
+            return
+        # In node order: the set must not depend on which row was ready first.
+        rows = sorted(self.rows, key=lambda row: row[0].node.index)
+
+        def deliver(values: list[Value]) -> None:
+            for (_, then), value in zip(rows, values, strict=True):
+                then([value])
+
+        self.engine.batches.judge(Judgement(self.verifier, [candidate for candidate, _ in rows], deliver))
