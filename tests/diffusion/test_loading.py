@@ -156,7 +156,7 @@ def test_weights_that_are_left_out_are_not_made_up(tiny_folder: Path, part: str)
         load_model(tiny_folder, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["PNDMScheduler", "LMSDiscreteScheduler", "UniPCMultistepScheduler", "SchedulerOfTomorrow"])
+@pytest.mark.parametrize("name", ["PNDMScheduler", "LMSDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_a_scheduler_without_a_solver_is_replaced_by_ddim_with_one_line(tiny_folder: Path, name: str) -> None:
     edit(tiny_folder / "model_index.json", scheduler=["diffusers", name])
     edit(tiny_folder / "scheduler/scheduler_config.json", _class_name=name, skip_prk_steps=True, clip_sample=None)

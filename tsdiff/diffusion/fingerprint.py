@@ -48,7 +48,7 @@ def _config(part: Any) -> dict[str, Any]:
 def _public(value: Any) -> Any:
     """Plain data without what changes no result: where a config came from and which version wrote it."""
     if isinstance(value, Mapping):
-        dropped = ("transformers_version", "torch_dtype", "dtype")
+        dropped = ("transformers_version", "torch_dtype", "dtype", "architectures")
         return {key: _public(entry) for key, entry in value.items() if not str(key).startswith("_") and key not in dropped}
     return [_public(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 

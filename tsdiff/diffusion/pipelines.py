@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.diffusion.devices import resolve_device, resolve_dtype
 from tsdiff.diffusion.quiet import quiet_libraries
-from tsdiff.diffusion.source import Source, unwrapped
-from tsdiff.treesearch.errors import SetupError, UsageError
+from tsdiff.diffusion.source import Source, unwrapped, weights_variant
+from tsdiff.treesearch.errors import SetupError, TsdiffError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -36,23 +37,44 @@ def load_pipeline(source: Source, pipeline_class: str, **without: Any) -> tuple[
         import torch
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+        cls = getattr(diffusers, pipeline_class)
         try:
-            pipeline = getattr(diffusers, pipeline_class).from_pretrained(
-                source.name if source.folder is None else str(source.folder),
-                torch_dtype=dtype,
-                local_files_only=source.options.offline,
-                revision=source.options.revision,
-                variant=source.options.variant,
-                **without,
-            )
+            folder = source.folder or _download(cls, source, without)
+            text_encoders = _text_encoders(folder, source, dtype, without)
+            pipeline = cls.from_pretrained(str(folder), torch_dtype=dtype, variant=source.options.variant, local_files_only=True, **text_encoders, **without)
             return pipeline.to(device), device
         except torch.OutOfMemoryError as error:
             raise SetupError(f"{source.name!r} does not fit into the memory of {device}; try dtype='float16' or another device") from error
         except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-            raise SetupError(f"the weights of {source.name!r} cannot be obtained ({error}); fetch them once with `hf download {source.name}`") from error
+            raise SetupError(f"the weights of {source.name!r} cannot be obtained ({_first_line(error)}); fetch them once with `hf download {source.name}`") from error
+        except TsdiffError:
+            raise
         except Exception as error:
             # Dozens of exception types of five libraries mean the same here; the cause stays attached.
             raise UsageError(f"{source.name!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}); check that its configs and weights belong together, or download it again") from error
+
+
+def _download(cls: Any, source: Source, without: Mapping[str, Any]) -> Path:
+    """The folder in the hub's cache that holds a pipeline's weights; only what is missing is downloaded."""
+    options = source.options
+    return Path(cls.download(source.name, revision=options.revision, variant=options.variant, local_files_only=options.offline, **without))
+
+
+def _text_encoders(folder: Path, source: Source, dtype: torch.dtype, without: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline's models of transformers, which would make up weights that a file lacks: here that is an error."""
+    import transformers
+
+    encoders = {}
+    for name, (library, class_name) in source.components.items():
+        cls = getattr(transformers, class_name, None) if library == "transformers" and name not in without else None
+        if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+            continue
+        variant = weights_variant(folder / name, library, source.options.variant)
+        encoders[name], facts = cls.from_pretrained(str(folder / name), dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True)
+        wrong = sorted({*facts["missing_keys"], *(key if isinstance(key, str) else key[0] for key in facts["mismatched_keys"])})
+        if wrong:
+            raise UsageError(f"the weights of {str(folder / name)!r} lack {len(wrong)} tensors that its config asks for ({wrong[0]}, ...); download or save it again")
+    return encoders
 
 
 def _first_line(error: Exception) -> str:

@@ -71,7 +71,7 @@ class Source:
         """Raise UsageError if a folder lacks a weight file of a component, or its header cannot be read."""
         for component in components:
             if self.folder is not None and component in self.components:
-                _check_weights(self.folder / component, self.components[component][0], self.options.variant)
+                weights_variant(self.folder / component, self.components[component][0], self.options.variant)
 
     def _read(self, file: str) -> Mapping[str, Any]:
         return read_json(self.folder / file) if self.folder is not None else _from_hub(self.name, file, self.options)
@@ -142,11 +142,16 @@ def read_json(path: Path) -> Mapping[str, Any]:
     return data
 
 
-def _check_weights(folder: Path, library: str, variant: str | None) -> None:
-    suffix = f".{variant}" if variant else ""
-    stem, pickle = f"{_STEMS[library]}", f"{_PICKLES[library]}"
+def weights_variant(folder: Path, library: str, variant: str | None) -> str | None:
+    """`variant` if a component's folder holds its weights in that variant, None if it holds the plain files alone.
+
+    Raises:
+      UsageError: if weights are missing, or the header of a file cannot be read.
+    """
+    stem, pickle = _STEMS[library], _PICKLES[library]
     # The order in which diffusers and transformers look; the plain files stand in for a missing variant.
-    for tag in dict.fromkeys((suffix, "")):
+    for found in dict.fromkeys((variant, None)):
+        tag = f".{found}" if found else ""
         for index in (f"{stem}.safetensors.index{tag}.json", f"{pickle}.bin.index{tag}.json"):
             if (folder / index).is_file():
                 shards = read_json(folder / index).get("weight_map")
@@ -154,12 +159,12 @@ def _check_weights(folder: Path, library: str, variant: str | None) -> None:
                     raise UsageError(f"{str(folder / index)!r} lists no weight files (`weight_map`); download the pipeline again")
                 for shard in sorted(set(shards.values())):
                     _check_file(folder / shard)
-                return
+                return found
         for name in (f"{stem}{tag}.safetensors", f"{pickle}{tag}.bin"):
             if (folder / name).is_file():
                 _check_file(folder / name)
-                return
-    raise UsageError(f"{str(folder)!r} holds no weights; expected is {stem}{suffix}.safetensors (or {pickle}{suffix}.bin, or shards with their index). Save or download the pipeline again")
+                return found
+    raise UsageError(f"{str(folder)!r} holds no weights; expected is {stem}.safetensors (or {pickle}.bin, or shards with their index). Save or download the pipeline again")
 
 
 def _check_file(path: Path) -> None:

@@ -99,7 +99,7 @@ class StableDiffusionModel(PipelineModel):
         if outline.source.pipeline is None:
             # Parts that are not used are not read: their files may be missing.
             without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
-            pipeline, device = load_pipeline(outline.source, "StableDiffusionPipeline", scheduler=_placeholder(), **without)
+            pipeline, device = load_pipeline(outline.source, "StableDiffusionPipeline", **without)
         else:
             pipeline, device = load_pipeline(outline.source, outline.source.class_name)
         super().__init__(outline, pipeline, str(device_of(pipeline.unet, device)))
@@ -156,13 +156,6 @@ class StableDiffusionModel(PipelineModel):
     def encode_images(self, images: Tensor, noise: Tensor) -> Tensor:
         """Clean latents (B, C, h, w), float32, of images (B, 3, H, W) in [0, 1], sampled from the VAE's posterior by `noise`."""
         return encode(self._vae, images, noise, self._vae_device).to(self.device)
-
-
-def _placeholder() -> Any:
-    """A scheduler for the pipeline's constructor to hold. Ours come from the config; its own class need not exist here."""
-    import diffusers
-
-    return diffusers.DDIMScheduler(clip_sample=False, steps_offset=1)
 
 
 def _as_pipeline_does(scheduler: Mapping[str, Any]) -> dict[str, Any]:

@@ -233,14 +233,11 @@ class Engine:
             self._picture(run, run.answer)
         del self.live[run.number]
         run.seconds = time.perf_counter() - run.started_at
-        if run.on_end is not None:
-            with self.timed("store"):
+        with self.timed("store"):
+            run.close_all()
+            if run.on_end is not None:
                 run.on_end(run)
-        for node in run.tree.nodes:
-            run.close(node)
-            self.store.drop(run.key("node", node.index))
-        for index in range(len(run.tree.roots)):
-            self.store.drop(run.key("noise", index))
+            run.dissolve()
         self.batches.progress()
 
     def _picture(self, run: Run, node: Node) -> None:

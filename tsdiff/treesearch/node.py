@@ -143,7 +143,7 @@ class Node:
             "move": self.move.to_json(),
             "level": self.level,
             "nfe": self.nfe,
-            "values": {key: value.to_json() for key, value in self.values.items()},
+            "values": {key: self.values[key].to_json() for key in sorted(self.values)},  # not in order of arrival
             "status": self.status,
             "reason": self.reason,
             "draft": self.draft,

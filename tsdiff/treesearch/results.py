@@ -139,7 +139,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The result as strict JSON."""
-        values = {name: value.to_json() for name, value in self.node.values.items()}
+        values = {name: value.to_json() for name, value in sorted(self.node.values.items())}
         return {
             "prompt": self.prompt,
             "seed": self.seed,

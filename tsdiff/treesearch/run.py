@@ -238,6 +238,21 @@ class Run:
         finished = node.level == self.tree.schedule.last
         self._forget(node, keep=(self.keep or finished) and not node.draft)
 
+    def close_all(self) -> None:
+        """The tree has ended: no node will be grown any more. Latents stay until `dissolve`."""
+        for node in self.tree.nodes:
+            if node.status == "open":
+                node.status = "closed"
+
+    def dissolve(self) -> None:
+        """Forget all latents, predictions and noises."""
+        for node in self.tree.nodes:
+            self.store.drop(self.key("node", node.index))
+            for name in self.bindings:
+                self.store.drop(self.key("prediction", node.index, name))
+        for index in range(len(self.tree.roots)):
+            self.store.drop(self.key("noise", index))
+
     def _leave(self, node: Node) -> None:
         if node.status == "open" and not node.draft:
             self.frontier.add(node.level, self.has_prediction(node, None), -1)
