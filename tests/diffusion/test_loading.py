@@ -174,6 +174,7 @@ def test_a_scheduler_without_a_solver_is_replaced_by_ddim_with_one_line(tiny_fol
         outline_of(tiny_folder, strict_scheduler=True)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("options", [{"algorithm_type": "dpmsolver"}, {"algorithm_type": "dpmsolver++", "solver_order": 3}])
 def test_orders_and_kinds_of_dpm_solver_that_we_lack_are_replaced_too(options: dict[str, Any]) -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(**SCHEDULER_OF_DPM, final_sigmas_type="sigma_min", **options)
@@ -185,6 +186,7 @@ def test_orders_and_kinds_of_dpm_solver_that_we_lack_are_replaced_too(options: d
 SCHEDULER_OF_DPM = {key: value for key, value in SCHEDULER.items() if key not in ("clip_sample", "set_alpha_to_one")}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_outdated_scheduler_configs_are_corrected_as_the_pipeline_corrects_them(tiny_folder: Path) -> None:
     edit(tiny_folder / "scheduler/scheduler_config.json", clip_sample=True, steps_offset=0)
     plan = outline_of(tiny_folder)
@@ -207,15 +209,62 @@ def test_objects_are_checked_before_they_are_used(tiny_pipe: Any) -> None:
         load_model({})
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_module_counts_as_what_it_wraps(tiny_pipe: Any) -> None:
+    pipe = tiny_stable_diffusion()
+    pipe.unet = torch.compile(pipe.unet)
+    model = load_model(pipe)
+    assert model.fingerprint == load_model(tiny_pipe).fingerprint
+    pipe.unet.train()
+    with pytest.raises(UsageError, match=r"pipe\.unet is in training mode"):
+        load_model(pipe)
+
+
+def test_weights_that_accelerate_keeps_elsewhere_are_used_in_place(tiny_pipe: Any) -> None:
+    from accelerate import cpu_offload
+
+    pipe = tiny_stable_diffusion()
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    assert next(pipe.unet.parameters()).is_meta
+    model, plain = load_model(pipe), load_model(tiny_pipe)
+    assert model.fingerprint == plain.fingerprint
+    (row,) = model.encode([Condition("a cat")], guided=False)[0].rows
+    latents, time = torch.ones(1, 4, 8, 8), torch.tensor([5.0])
+    assert torch.equal(model.forward(latents, time, [row]), plain.forward(latents, time, [row]))
+    assert torch.equal(model.decode(latents).pixels, plain.decode(latents).pixels)
+    assert next(pipe.unet.parameters()).is_meta
+
+
 def test_hub_ids_that_are_not_cached_are_a_setup_error_offline() -> None:
     with pytest.raises(SetupError, match="hf download nobody/nothing") as caught:
         load_model("nobody/nothing", offline=True)
     assert "offline=True" in str(caught.value)
 
 
+def test_a_cached_hub_id_loads_offline(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--someone--tiny"
+    (repository / "snapshots").mkdir(parents=True)
+    tiny_folder.rename(repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    model = load_model("someone/tiny", offline=True, device="cpu")
+    assert model.name == "someone/tiny"
+    assert model.fingerprint == load_model(tiny_stable_diffusion()).fingerprint
+    with pytest.raises(SetupError, match="hf download someone/tiny"):
+        load_model("someone/tiny", offline=True, revision="dev")
+    (repository / "snapshots" / revision / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(SetupError, match=r"scheduler_config\.json of 'someone/tiny'"):
+        resolve_model("someone/tiny", LoadOptions(offline=True))
+
+
 def test_devices_that_are_not_there_are_named_before_weights_are_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
-    with pytest.raises(SetupError, match="this machine has .*cpu"):
+    with pytest.raises(SetupError, match=r"this machine has .*cpu"):
         load_model(tiny_folder, device="cuda:99")
     with pytest.raises(UsageError, match="'gpu' is not known"):
         load_model(tiny_folder, device="gpu")

@@ -18,6 +18,8 @@ from tsdiff.treesearch.protocols import StepState
 prepare_torchvision()
 import diffusers  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # numpy's, of diffusers
+
 SHAPE = (3, 5, 3)
 ROWS = 4
 
@@ -133,7 +135,12 @@ def check(solver_name: str, config: dict[str, Any], tables: Tables, options: dic
         want, scheduler = reference(solver_name, config, options, network, row, starts[row], monkeypatch)
         told = list(dict.fromkeys(scheduler.timesteps.tolist())) if solver.stages == 2 else scheduler.timesteps.tolist()
         assert list(tables.schedule.timesteps) == told
-        assert torch.isfinite(want).all()
+        assert torch.isfinite(got[row]).all()
+        if torch.isnan(want).any():
+            # The root of a variance that rounding left just below 0: in diffusers NaN, in ours 0. Only from (almost) zero SNR.
+            assert tables.schedule.log_snr(0) < -15.0
+            assert solver.stochastic
+            continue
         assert torch.equal(got[row], want), f"row {row}: {(got[row] - want).abs().max():g}"
 
 
@@ -162,14 +169,6 @@ def test_equals_diffusers(name: str, spacing: str, prediction: str, beta: str, s
     config |= {"steps_offset": 1, "set_alpha_to_one": False} if spacing == "leading" and steps % 20 else {}
     solver = solver_info(name, None, (name.split("(")[0],))
     tables = scheduler_tables(config, None, solver, steps)
-    if name == "ddim(eta=1)" and beta == "zero-snr":
-        # diffusers takes the root of 1 - abar - std^2, which rounding may leave below 0 on the first step: NaN there.
-        assert np.isfinite(tables.schedule.alpha).all()
-        try:
-            check(name, config, tables, {"num_inference_steps": steps}, prediction, monkeypatch)
-        except AssertionError as error:
-            assert "isfinite" in str(error)
-        return
     check(name, config, tables, {"num_inference_steps": steps}, prediction, monkeypatch)
 
 

@@ -17,6 +17,9 @@ from tsdiff.diffusion.loading import load_model
 from tsdiff.treesearch.protocols import Condition, Encoded, StepState
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
+# Of numpy, about how diffusers itself computes sigmas.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 STEPS = 6
 SHAPE = (4, 8, 8)
 # The pipeline's batches hold other row counts than ours, and kernels differ by the last bits.
@@ -48,7 +51,12 @@ def inject(monkeypatch: pytest.MonkeyPatch, noises: list[Tensor]) -> Iterator[Te
     """Let all that diffusers draws come from a list, in order."""
     from diffusers.models.autoencoders import vae
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
-    from diffusers.schedulers import scheduling_ddim, scheduling_ddpm, scheduling_dpmsolver_multistep, scheduling_euler_ancestral_discrete
+    from diffusers.schedulers import (
+        scheduling_ddim,
+        scheduling_ddpm,
+        scheduling_dpmsolver_multistep,
+        scheduling_euler_ancestral_discrete,
+    )
 
     supply = iter(noises)
 

@@ -33,6 +33,8 @@ def test_rows_equal_the_pipelines_embeddings_and_equal_prompts_share_them(tiny_p
         assert torch.equal(one.rows[1][TEXT], negative[0])
     assert encoded[0].rows[0][TEXT] is encoded[2].rows[0][TEXT]
     assert encoded[0].rows[1][TEXT] is encoded[1].rows[1][TEXT]
+    (later,) = model.encode([Condition("a bird", negative_prompt="bad")], guided=True)
+    assert later.rows[1][TEXT] is encoded[0].rows[1][TEXT]
     assert len({one.bucket for one in encoded}) == 1
     assert len(model.encode([Condition("a cat")], guided=False)[0].rows) == 1
     assert not encoded[0].rows[0][TEXT].requires_grad
@@ -112,6 +114,86 @@ def test_a_lora_scale_leaves_nothing_behind() -> None:
     assert pipe._lora_scale == 0.3
 
 
+def test_lora_scales_act_as_in_the_pipeline_and_are_put_back() -> None:
+    peft = pytest.importorskip("peft", reason="LoRA needs peft")
+    pipe = tiny_stable_diffusion()
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]), "style")
+    pipe.text_encoder.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "v_proj"]), "style")
+    pipe.set_adapters("style", 0.7)
+    pipe.unet.eval()
+    pipe.text_encoder.eval()
+    layers = [layer for part in (pipe.unet, pipe.text_encoder) for layer in part.modules() if isinstance(getattr(layer, "scaling", None), dict)]
+    before = [dict(layer.scaling) for layer in layers]
+    model = load_model(pipe)
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for scale in (1.0, 0.5, 0.0):
+        (encoded,) = model.encode([Condition("a cat", extra={"cross_attention_kwargs": {"scale": scale}})], guided=False)
+        outputs.append(model.forward(latents, torch.tensor([5.0]), encoded.rows))
+        assert [layer.scaling for layer in layers] == before
+        assert not hasattr(pipe, "_lora_scale")
+        embeds, _ = pipe.encode_prompt("a cat", "cpu", 1, False, lora_scale=scale)
+        expected = pipe.unet(latents, 5.0, encoder_hidden_states=embeds, cross_attention_kwargs={"scale": scale}).sample
+        torch.testing.assert_close(outputs[-1], expected, rtol=0, atol=1e-6)
+        del pipe._lora_scale
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-5)
+    assert not torch.allclose(outputs[1], outputs[2], atol=1e-5)
+
+
+def with_ip_adapter(image_width: int = 24) -> Any:
+    """A tiny pipeline with a random IP adapter: 4 image tokens, linear projection."""
+    generator = torch.Generator().manual_seed(3)
+    pipe = tiny_stable_diffusion()
+    weights: dict[str, torch.Tensor] = {}
+    number = 1
+    for name in pipe.unet.attn_processors:
+        if name.endswith("attn2.processor"):
+            attention = pipe.unet.get_submodule(name.removesuffix(".processor"))
+            for key in ("to_k_ip", "to_v_ip"):
+                weights[f"{number}.{key}.weight"] = torch.randn(attention.to_k.weight.shape, generator=generator)
+            number += 2
+    projection = {
+        "proj.weight": torch.randn((4 * 32, image_width), generator=generator),
+        "proj.bias": torch.zeros(4 * 32),
+        "norm.weight": torch.ones(32),
+        "norm.bias": torch.zeros(32),
+    }
+    pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+    pipe.unet.eval()
+    return pipe
+
+
+def test_ip_adapters_are_conditioned_on_images() -> None:
+    pipe = with_ip_adapter()
+    model = load_model(pipe)
+    with pytest.raises(UsageError, match="unload_ip_adapter"):
+        model.check(Condition("a cat"))
+    embeds = torch.randn((2, 1, 24), generator=torch.Generator().manual_seed(4))
+    condition = Condition("a cat", negative_prompt="bad", extra={"ip_adapter_image_embeds": [embeds]})
+    (encoded,) = model.encode([condition], guided=True)
+    assert {key: tuple(tensor.shape) for key, tensor in encoded.rows[0].items()} == {TEXT: (77, 32), "image_embeds.0": (1, 24)}
+    solver = model.solver("ddim")
+    schedule = model.schedule(solver, 3, None)
+    sampler = model.sampler(schedule, solver)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    state = StepState(noise)
+    for level in range(3):
+        cond, uncond = sampler.evaluate(torch.cat([state.latents] * 2), [level] * 2, encoded.rows).chunk(2)
+        state = sampler.advance(state, 0, [level], [level + 1], sampler.guide(cond, uncond, [5.0], [0.0]), None)
+    theirs = pipe(
+        "a cat", negative_prompt="bad", ip_adapter_image_embeds=[embeds], latents=noise, num_inference_steps=3, guidance_scale=5.0,
+        output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(state.latents, theirs, rtol=0, atol=1e-4)
+    assert model.encode([condition], guided=False)[0].rows[0]["image_embeds.0"].equal(embeds[1])
+    with pytest.raises(UsageError, match="2 images are given for 1 IP adapters"):
+        model.encode([Condition(extra={"ip_adapter_image_embeds": [embeds, embeds]})], guided=True)
+    with pytest.raises(UsageError, match=r"needs shape \(2, images"):
+        model.encode([Condition(extra={"ip_adapter_image_embeds": [embeds[:1]]})], guided=True)
+
+
 def state_of(pipe: Any) -> dict[str, Any]:
     """Everything about a pipeline that a caller could notice."""
     state: dict[str, Any] = {
@@ -189,7 +271,7 @@ def test_fingerprints_name_weights_configs_and_adapters(tiny_pipe: Any, model: A
         nudged.unet.conv_in.bias += 1e-3
     seen.add(load_model(nudged).fingerprint)
     nudged.unet.conv_in.register_module("lora", LoraLayer())
-    nudged.eval() if hasattr(nudged, "eval") else nudged.unet.eval()
+    nudged.unet.eval()
     seen.add(load_model(nudged).fingerprint)
     assert len(seen) == 5
 
@@ -232,9 +314,9 @@ def test_sizes_are_multiples_of_the_autoencoders_factor(model: Any) -> None:
     assert model.size(None, None) == (16, 16)
     assert model.size(24, None) == (24, 16)
     assert model.latent_shape((24, 16)) == (4, 12, 8)
-    with pytest.raises(UsageError, match="height is 17 .* nearest are 16 or 18"):
+    with pytest.raises(UsageError, match=r"height is 17 .* nearest are 16 or 18"):
         model.size(17, None)
-    with pytest.raises(UsageError, match="width is 0 .* nearest are 2"):
+    with pytest.raises(UsageError, match=r"width is 0 .* nearest are 2"):
         model.size(None, 0)
     with pytest.raises(UsageError, match="steps is 0"):
         model.schedule(model.solver(), 0, None)

@@ -144,7 +144,7 @@ def within(sample: Tensor, mean: np.ndarray, covariance: np.ndarray, *, errors: 
     ],
 )
 def test_solvers_reach_the_mixture_s_weights_and_moments(process: Process, solver: str) -> None:
-    count, steps = 4000, 200
+    count, steps = 2500, 200
     random = torch.Generator().manual_seed(11)
     initial = torch.randn(count, 2, generator=random)
     noises = [torch.randn(1, count, 2, generator=random) for _ in range(steps)]

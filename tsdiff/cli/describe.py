@@ -59,7 +59,9 @@ def _parameters(component: Any) -> list[dict[str, Any]]:
     if dataclasses.is_dataclass(component):
         # A dataclass *instance* (a solver, a suite) is a fact, not something to be configured: it has no parameters.
         return parameters.describe(component) if isinstance(component, type) else []
-    if not callable(component):
+    try:
+        signature = inspect.signature(component)
+    except (TypeError, ValueError):  # not callable, or written in C and silent about itself
         return []
     return [
         {
@@ -70,7 +72,7 @@ def _parameters(component: Any) -> list[dict[str, Any]]:
             "symbol": "",
             "help": "",
         }
-        for parameter in inspect.signature(component).parameters.values()
+        for parameter in signature.parameters.values()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
 

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -16,6 +15,7 @@ from typing import Literal
 import click
 
 from tsdiff.cli.app import FAILED
+from tsdiff.cli.folders import try_writing
 from tsdiff.cli.options import debug_option, json_option
 from tsdiff.cli.output import print_json, print_table
 
@@ -141,16 +141,11 @@ def _gb(count: float) -> str:
 
 
 def _writable(what: str, folder: Path) -> Finding:
-    """Whether a folder can be written; where it is not there yet, the nearest one above it that is."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        there = try_writing(folder)
     except OSError as error:
         return Finding(what, "warning", f"{folder} cannot be written ({error.strerror})")
-    return Finding(what, "ok", f"{folder}{'' if place == folder.absolute() else ' (will be made)'}")
+    return Finding(what, "ok", f"{folder}{'' if there else ' (will be made)'}")
 
 
 def _hub_cache() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsdiff.cli.app import FAILED, INCOMPLETE
+from tsdiff.cli.folders import try_writing
 from tsdiff.cli.options import Sectioned, make_plan, search_options
 from tsdiff.cli.output import number, plural, print_facts, print_json, print_table, say
 from tsdiff.cli.progress import progress
@@ -132,10 +132,8 @@ def _facts(result: Result) -> dict[str, object]:
 
 
 def _check_writable(out: Path) -> None:
-    """Make the folder of runs, and fail now rather than after the search. Raises UsageError."""
+    """Fail now rather than after the search. Raises UsageError."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        try_writing(out)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written ({error.strerror}); choose another folder") from error

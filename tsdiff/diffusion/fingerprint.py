@@ -71,7 +71,7 @@ def _adapters(part: Any) -> list[Any]:
 def _weights(module: Any) -> Iterator[tuple[str, bytes]]:
     """Description and sampled bytes of every tensor; the samples leave the device in one transfer a module tree."""
     import torch
-    from accelerate.utils import align_module_device
+    from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 
     facts: list[str] = []
     samples: list[torch.Tensor] = []
@@ -84,8 +84,7 @@ def _weights(module: Any) -> Iterator[tuple[str, bytes]]:
             else:
                 samples += [_sample(tensor) for tensor in _tensors(child)]
             facts += [f"{prefix}.{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in own]
-        counts = [sample.numel() for sample in samples]
-        parts = torch.cat(samples).cpu().split(counts) if samples else ()
+        parts = torch.split(torch.cat(samples).cpu(), [sample.numel() for sample in samples]) if samples else ()
     for fact, part in zip(facts, parts, strict=True):
         yield fact, part.numpy().tobytes()
 

@@ -64,13 +64,14 @@ def _text_encoders(folder: Path, source: Source, dtype: torch.dtype, without: Ma
     """The pipeline's models of transformers, which would make up weights that a file lacks: here that is an error."""
     import transformers
 
-    encoders = {}
+    encoders: dict[str, Any] = {}
     for name, (library, class_name) in source.components.items():
-        cls = getattr(transformers, class_name, None) if library == "transformers" and name not in without else None
+        cls: Any = getattr(transformers, class_name, None) if library == "transformers" and name not in without else None
         if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
             continue
         variant = weights_variant(folder / name, library, source.options.variant)
-        encoders[name], facts = cls.from_pretrained(str(folder / name), dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True)
+        loaded: Any = cls.from_pretrained(str(folder / name), dtype=dtype, variant=variant, local_files_only=True, output_loading_info=True)
+        encoders[name], facts = loaded
         wrong = sorted({*facts["missing_keys"], *(key if isinstance(key, str) else key[0] for key in facts["mismatched_keys"])})
         if wrong:
             raise UsageError(f"the weights of {str(folder / name)!r} lack {len(wrong)} tensors that its config asks for ({wrong[0]}, ...); download or save it again")

@@ -13,13 +13,13 @@ from tsdiff.treesearch.imports import prepare_torchvision
 def quiet_libraries() -> Iterator[None]:
     """No progress bars and no messages below errors from diffusers, transformers and huggingface_hub; restored after."""
     prepare_torchvision()
-    import huggingface_hub.utils as hub
     import transformers.utils.logging as transformers_logging
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     verbosities = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
     bars = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    hub_bars = not hub.are_progress_bars_disabled()
+    hub_bars = not are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -27,7 +27,7 @@ def quiet_libraries() -> Iterator[None]:
                 library.set_verbosity_error()
             for library in bars:
                 library.disable_progress_bar()
-            hub.disable_progress_bars()
+            disable_progress_bars()
             yield
         finally:
             for library, level in verbosities:
@@ -35,4 +35,4 @@ def quiet_libraries() -> Iterator[None]:
             for library in bars:
                 library.enable_progress_bar()
             # Last, because transformers switches the hub's bars together with its own.
-            (hub.enable_progress_bars if hub_bars else hub.disable_progress_bars)()
+            (enable_progress_bars if hub_bars else disable_progress_bars)()

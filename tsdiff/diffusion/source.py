@@ -52,7 +52,9 @@ class Source:
         if component not in self._configs:
             if self.pipeline is not None:
                 config = getattr(self.pipeline, component).config
-                self._configs[component] = dict(config) if isinstance(config, Mapping) else config.to_dict()
+                # Attributes and entries of a diffusers config can differ: loading an IP adapter sets an attribute alone.
+                entries = config if isinstance(config, Mapping) else config.to_dict()
+                self._configs[component] = {key: getattr(config, key, value) for key, value in entries.items()}
             else:
                 self._configs[component] = self._read(f"{component}/{file}")
         return self._configs[component]

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from tsdiff.diffusion.pipelines import device_of, lora_scales_kept
 from tsdiff.diffusion.quiet import quiet_libraries
@@ -97,9 +98,11 @@ class Conditioner:
         self.device = device
         self.notices: list[str] = []
         self._kwargs: list[dict[str, Any]] = []
+        # Weak, so that an embedding lives as long as a search uses it: a thousand trees hold one negative prompt.
+        self._texts: WeakValueDictionary[tuple[str, int | None, float | None], Tensor] = WeakValueDictionary()
 
     def encode(self, conditions: Sequence[Condition], *, guided: bool) -> list[Encoded]:
-        """The rows of conditions, in order; equal prompts are encoded once and share their tensors.
+        """The rows of conditions, in order; equal prompts share their tensors, also with earlier calls still in use.
 
         Row tensors: `encoder_hidden_states` (tokens, width); `image_embeds.I` (images, ...) for the I-th IP adapter; and
         `cross_attention_kwargs`, a CPU integer that `attention_kwargs` takes.
@@ -119,19 +122,19 @@ class Conditioner:
         return lora_scales_kept(self.pipeline) if options and "scale" in options else nullcontext()
 
     def _encode(self, condition: Condition, guided: bool, memo: dict[Hashable, Any]) -> Encoded:
-        import diffusers
         import torch
+        from diffusers.utils.constants import USE_PEFT_BACKEND
 
         options = condition.extra.get("cross_attention_kwargs")
         # Without peft there are no LoRA layers to scale, and the pipeline fails looking for some in the flat CLIP modules
         # of transformers 5.
-        scale = options.get("scale") if options and diffusers.utils.USE_PEFT_BACKEND else None
+        scale = options.get("scale") if options and USE_PEFT_BACKEND else None
         tensors = condition.tensors
         # clip_skip shapes the conditional row alone, as in the pipeline.
-        cond = {TEXT: self._text(condition.prompt, tensors.get("prompt_embeds"), condition.extra.get("clip_skip"), scale, memo)}
+        cond = {TEXT: self._text(condition.prompt, tensors.get("prompt_embeds"), condition.extra.get("clip_skip"), scale)}
         uncond: dict[str, Tensor] = {}
         if guided:
-            uncond[TEXT] = self._text(condition.negative_prompt, tensors.get("negative_prompt_embeds"), None, scale, memo)
+            uncond[TEXT] = self._text(condition.negative_prompt, tensors.get("negative_prompt_embeds"), None, scale)
             if cond[TEXT].shape != uncond[TEXT].shape:
                 raise UsageError(f"the prompt's embedding has shape {tuple(cond[TEXT].shape)} and the negative prompt's {tuple(uncond[TEXT].shape)}, but they must agree; give negative_prompt_embeds of the same length")
         for index, (negative, positive) in enumerate(self._images(condition, guided, memo)):
@@ -145,23 +148,24 @@ class Conditioner:
             bucket = (*bucket, number)
         return Encoded((cond, uncond) if guided else (cond,), bucket)
 
-    def _text(self, prompt: str, embeds: Tensor | None, skip: int | None, scale: float | None, memo: dict[Hashable, Any]) -> Tensor:
-        key = ("text", prompt, skip, scale) if embeds is None else ("embeds", id(embeds))
-        if key not in memo:
-            pipeline = self.pipeline
-            if embeds is None and pipeline.text_encoder is None:
-                raise UsageError("guidance needs negative_prompt_embeds, because the pipeline has no text encoder; give them, or guidance_scale=1")
-            if embeds is None:
-                self._note_length(prompt)
-                device = device_of(pipeline.text_encoder, self.device)
-                with _HiddenStates(unwrapped(pipeline.text_encoder), skip) as skipped:
-                    encoded, _ = pipeline.encode_prompt(prompt, device, 1, False, lora_scale=scale)
-                encoded = encoded if skip is None else skipped.normalised().to(encoded)
-            else:
-                batch = embeds if embeds.ndim == 3 else embeds[None]
-                encoded, _ = pipeline.encode_prompt(None, self.device, 1, False, prompt_embeds=batch)
-            memo[key] = encoded[0].to(self.device)
-        found: Tensor = memo[key]
+    def _text(self, prompt: str, embeds: Tensor | None, skip: int | None, scale: float | None) -> Tensor:
+        """The embedding (tokens, width) of a prompt, or of the caller's own tensor."""
+        pipeline = self.pipeline
+        if embeds is not None:
+            batch = embeds if embeds.ndim == 3 else embeds[None]
+            given, _ = pipeline.encode_prompt(None, self.device, 1, False, prompt_embeds=batch)
+            own: Tensor = given[0]
+            return own
+        if pipeline.text_encoder is None:
+            raise UsageError("guidance needs negative_prompt_embeds, because the pipeline has no text encoder; give them, or guidance_scale=1")
+        found = self._texts.get((prompt, skip, scale))
+        if found is None:
+            self._note_length(prompt)
+            device = device_of(pipeline.text_encoder, self.device)
+            with _HiddenStates(unwrapped(pipeline.text_encoder), skip) as skipped:
+                encoded, _ = pipeline.encode_prompt(prompt, device, 1, False, lora_scale=scale)
+            encoded = encoded if skip is None else skipped.normalised().to(encoded)
+            found = self._texts[prompt, skip, scale] = encoded[0].to(self.device)
         return found
 
     def _note_length(self, prompt: str) -> None:

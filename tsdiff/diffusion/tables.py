@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -166,16 +167,18 @@ def scheduler_tables(
     _check_family(config, solver)
     if num_steps < 1:
         raise UsageError(f"the number of steps is {num_steps} but must be at least 1")
-    scheduler = _scheduler(config, solver)
-    trained = int(scheduler.config.num_train_timesteps)
-    if num_steps > trained:
-        raise UsageError(f"the number of steps is {num_steps} but the model was trained on {trained} timesteps; ask for at most {trained}")
-    if solver.kind == "flow":
-        scheduler.set_timesteps(num_steps, sigmas=None if sigmas is None else list(sigmas), mu=mu)
-    elif sigmas is not None or mu is not None:
-        raise ValueError(f"sigmas and mu are for flow solvers, not for {solver.name}")
-    else:
-        scheduler.set_timesteps(num_steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # numpy's, of diffusers' code
+        scheduler = _scheduler(config, solver)
+        trained = int(scheduler.config.num_train_timesteps)
+        if num_steps > trained:
+            raise UsageError(f"the number of steps is {num_steps} but the model was trained on {trained} timesteps; ask for at most {trained}")
+        if solver.kind == "flow":
+            scheduler.set_timesteps(num_steps, sigmas=None if sigmas is None else list(sigmas), mu=mu)
+        elif sigmas is not None or mu is not None:
+            raise ValueError(f"sigmas and mu are for flow solvers, not for {solver.name}")
+        else:
+            scheduler.set_timesteps(num_steps)
     # Not a hash of the numbers: their last bits differ between machines, and a run must be found again on another one.
     options = {name: value for name, value in scheduler.config.items() if not name.startswith("_") and name != "algorithm_type"}
     origin = json.loads(json.dumps([type(scheduler).__name__, options, num_steps, sigmas, mu], default=list))

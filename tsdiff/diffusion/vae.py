@@ -36,7 +36,8 @@ def encode(vae: Any, images: Tensor, noise: Tensor, device: torch.device) -> Ten
             latents: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(device=device, dtype=torch.float32)
         else:
             latents = encoded.latents.float()
-        return latents * vae.config.scaling_factor
+        clean: Tensor = latents * vae.config.scaling_factor
+        return clean
 
 
 def needs_upcast(vae: Any) -> bool:

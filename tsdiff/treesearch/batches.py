@@ -63,6 +63,14 @@ class Bucket:
     rows: list[tuple[int, int, Evaluation, int]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Broken:
+    """What became of a row that could not be computed."""
+
+    reason: str
+    error: Exception
+
+
 class Batches:
     """The queues of work, and the calls that empty them.
 
@@ -198,10 +206,11 @@ class Batches:
         with self.timed("network"):
             outputs = self._attempt("network", taken, call, shrink)
         for (evaluation, branch), output in zip(taken, outputs, strict=True):
-            if isinstance(output, str):
+            if isinstance(output, Broken):
                 if not evaluation.over:
                     evaluation.over = True
-                    evaluation.failed(output)
+                    evaluation.run.blame(output.error)
+                    evaluation.failed(output.reason)
                 continue
             evaluation.run.tree.ledger.rows += 1
             evaluation.outputs[branch] = output
@@ -230,8 +239,9 @@ class Batches:
             results = self._attempt("decode", items, call, shrink)
         for item, pixels in zip(items, results, strict=True):
             item.run.tree.ledger.decodes += 1
-            if isinstance(pixels, str):
-                item.then(None, pixels)
+            if isinstance(pixels, Broken):
+                item.run.blame(pixels.error)
+                item.then(None, pixels.reason)
             else:
                 item.then(pixels, None)
 
@@ -259,7 +269,12 @@ class Batches:
         with self.timed("verify"):
             results = self._attempt(f"verifier {verifier.name}", items, call, shrink)
         for item, values in zip(items, results, strict=True):
-            item.then([Value(None, reason=values)] * len(item.candidates) if isinstance(values, str) else values)
+            if isinstance(values, Broken):
+                for candidate in item.candidates:
+                    candidate.run.blame(values.error)
+                item.then([Value(None, reason=values.reason)] * len(item.candidates))
+            else:
+                item.then(values)
 
     def _ask(self, verifier: Verifier, items: Sequence[Judgement]) -> None:
         """Ask a pending verifier; the tree waits, the others go on."""
@@ -308,7 +323,7 @@ class Batches:
         """Run a batch; out of memory halves it, any other error is narrowed down to its rows.
 
         Returns:
-          One result for each item: what `call` gave, or the reason as a string.
+          One result for each item: what `call` gave, or `Broken`.
         """
         try:
             return call(items)
@@ -322,10 +337,10 @@ class Batches:
                     shrink(half)
                     log.warning("out of memory in the %s: continuing with %d rows a call", stage, half)
                     return self._attempt(stage, items[:half], call, shrink) + self._attempt(stage, items[half:], call, shrink)
-            elif len(items) > 1:
+            elif len(items) > 1 and not isinstance(error, UsageError):  # the whole call was wrong then, not a row of it
                 return [result for item in items for result in self._attempt(stage, [item], call, shrink)]
             log.debug("%s failed", stage, exc_info=error)
-            return [f"{stage} failed: {type(error).__name__}: {error}"]
+            return [Broken(f"{stage} failed: {type(error).__name__}: {error}", error)] * len(items)
 
 
 def _take(items: deque[T], most: int) -> list[T]:

@@ -209,13 +209,16 @@ class Engine:
                 self._end(run, UsageError(f"{run.name} returned {node!r}; return a finished node (level {last}), normally tree.best()"))
                 return
             if run.steering.scope == "row" or run.finishing:
+                if node.score(run.tree.verifier) is None and run.mistake is not None:
+                    self._end(run, run.mistake)  # nothing could be scored, and the caller can mend it
+                    return
                 run.answer = node
                 self._end(run)
                 return
         if run.finishing:
             failed = [n.index for n in run.tree.nodes if n.failed]
             reasons = sorted({n.reason for n in run.tree.nodes if n.reason})
-            self._end(run, SearchFailed(f"no sample could be finished: nodes {failed[:8]} failed ({'; '.join(reasons[:3]) or 'none was left to grow'})"))
+            self._end(run, run.mistake or SearchFailed(f"no sample could be finished: nodes {failed[:8]} failed ({'; '.join(reasons[:3]) or 'none was left to grow'})"))
             return
         self._finish(run)
         self._drive(run, None)

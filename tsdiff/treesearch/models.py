@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
 from tsdiff.treesearch.protocols import LoadOptions, ModelOutline
-from tsdiff.treesearch.registry import models
+from tsdiff.treesearch.registry import models, split_reference
 
 ModelReference: TypeAlias = str | os.PathLike[str] | Any
 """A registered name ("gaussian"), the path of a pipeline folder, a hub id ("org/name"), a pipeline of diffusers, or a
@@ -28,7 +28,7 @@ def resolve_model(reference: ModelReference, options: LoadOptions | None = None)
     """The outline of a model, before its weights are loaded.
 
     Args:
-      reference: a registered name, an existing folder, a hub id "org/name", a pipeline object of diffusers, or a
+      reference: a registered name (with options, "gaussian:process=flow"), an existing folder, a hub id "org/name", a pipeline object of diffusers, or a
         model that is loaded already (returned as it is). A registered name wins over a folder of the same name.
       options: how to load it; None takes the defaults.
 
@@ -43,8 +43,9 @@ def resolve_model(reference: ModelReference, options: LoadOptions | None = None)
             return _pipelines(reference, options)
         return _loaded(reference, options)
     text = os.fspath(reference)
-    if isinstance(reference, str) and text != PIPELINES and text in models:
-        outline: ModelOutline = models.load(text)(text, options)
+    name = split_reference(text)[0]
+    if isinstance(reference, str) and name != PIPELINES and name in models:
+        outline: ModelOutline = models.load(name)(text, options)
         return outline
     if text and Path(text).expanduser().exists():
         return _pipelines(str(Path(text).expanduser()), options)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.errors import TsdiffError, UsageError
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import Recipe, realize, roots_of
 from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, TreeView, Verifier
@@ -175,6 +175,7 @@ class Run:
         self.answer: Node | None = None
         self.picture: tuple[Node, Tensor] | None = None  # the best finished node so far and its pixels (3, H, W)
         self.error: BaseException | None = None
+        self.mistake: TsdiffError | None = None
         self.truncated: str | None = None
         self.frontier = Frontier()
         self.finished_leaf = False
@@ -274,6 +275,11 @@ class Run:
         """Asking for `memo` again gives this node, until it is released or fails."""
         self.repeats[memo] = node
         self.memo_of[node.index] = memo
+
+    def blame(self, error: Exception) -> None:
+        """Remember the first mistake that the caller can mend: it explains a search without an answer best."""
+        if self.mistake is None and isinstance(error, TsdiffError):
+            self.mistake = error
 
     def require_open(self, node: Node, request: Request) -> None:
         """Raise a UsageError unless the node is one of this tree that may still be used."""

@@ -56,14 +56,15 @@ def draw(mixture: Mixture, points: Tensor, pixels: int) -> Tensor:
     """Pictures (B, 3, H, W) of points (B, 2); a point outside the square is drawn on its border."""
     centre, half = limits(mixture)
     base = density_map(mixture, pixels).to(points.device)
-    right, up = (axis.to(points.device) for axis in _grid(pixels))
-    place = ((points.double() - points.new_tensor(centre).double()) / half).clamp(-1.0, 1.0)
-    squared = (right - place[:, 0, None, None]) ** 2 + (up - place[:, 1, None, None]) ** 2  # [B, H, W]
-    distance = squared.sqrt() / 2.0  # as a share of the side
-    halo = (0.55 * (-((distance / HALO_RADIUS) ** 2)).exp()).float().unsqueeze(1)
-    dot = ((DOT_RADIUS - distance) * pixels + 0.5).clamp(0.0, 1.0).float().unsqueeze(1)  # edge one pixel wide
-    rim = ((1.7 * DOT_RADIUS - distance) * pixels + 0.5).clamp(0.0, 1.0).float().unsqueeze(1)
+    right, up = (axis.float().to(points.device) for axis in _grid(pixels))
+    place = ((points.float() - points.new_tensor(centre)) / half).clamp(-1.0, 1.0)
+    across = ((right[0] - place[:, :1]) / 2.0) ** 2  # [B, W], squared distances as shares of the side
+    along = ((up[:, 0] - place[:, 1:]) / 2.0) ** 2  # [B, H]
+    distance = (across.unsqueeze(1) + along.unsqueeze(2)).sqrt().unsqueeze(1)  # [B, 1, H, W]
+    falloff = (-along / HALO_RADIUS**2).exp().unsqueeze(2) * (-across / HALO_RADIUS**2).exp().unsqueeze(1)
+    dot = ((DOT_RADIUS - distance) * pixels + 0.5).clamp(0.0, 1.0)  # edge one pixel wide
+    rim = ((1.7 * DOT_RADIUS - distance) * pixels + 0.5).clamp(0.0, 1.0)
     color = base.new_tensor(DOT_COLOR).view(1, 3, 1, 1)
-    picture = base + halo * (color - base)
+    picture = base + 0.55 * falloff.unsqueeze(1) * (color - base)
     picture = picture * (1.0 - 0.75 * rim)  # a dark rim parts the dot from bright modes
     return (picture + dot * (1.0 - picture)).clamp(0.0, 1.0)
