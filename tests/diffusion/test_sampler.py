@@ -46,7 +46,9 @@ def make(name: str, steps: int = 12, spacing: str | None = None) -> TableSampler
     solver = solver_info(name, None, (name.split("(")[0],))
     config, cls = CONFIGS[solver.kind]
     config = config if spacing is None else {**config, "timestep_spacing": spacing, "steps_offset": 0}
-    return TableSampler(Network("flow" if solver.kind == "flow" else "epsilon"), scheduler_tables(config, cls, solver, steps), solver)
+    return TableSampler(
+        Network("flow" if solver.kind == "flow" else "epsilon"), scheduler_tables(config, cls, solver, steps), solver
+    )
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -167,7 +169,9 @@ def test_tail_draws_like_image_to_image(name: str, start: int) -> None:
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start * sampler.solver.stages)
     image, noise = randn(1, 4, 3), randn(1, 4, 3, seed=3)
-    want = scheduler.scale_noise(image, timestep, noise) if name == "flow-euler" else scheduler.add_noise(image, noise, timestep)
+    want = (
+        scheduler.scale_noise(image, timestep, noise) if name == "flow-euler" else scheduler.add_noise(image, noise, timestep)
+    )
     assert torch.equal(tail.draw(noise, image), want)
 
 
@@ -189,7 +193,22 @@ def test_tail_steps_like_the_whole(name: str) -> None:
 # Steps ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddim(eta=0.7)", "ddim(eta=1)", "ddpm", "euler", "euler-ancestral", "dpm++2m", "dpm++2m-sde", "flow-euler", "flow-ancestral", "flow-ancestral(eta=0.4)"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ddim",
+        "ddim(eta=0.7)",
+        "ddim(eta=1)",
+        "ddpm",
+        "euler",
+        "euler-ancestral",
+        "dpm++2m",
+        "dpm++2m-sde",
+        "flow-euler",
+        "flow-ancestral",
+        "flow-ancestral(eta=0.4)",
+    ],
+)
 @pytest.mark.parametrize("jump", [1, 4])
 def test_one_formula_for_all_families(name: str, jump: int) -> None:
     """x_s = alpha_s x0 + sqrt(sigma_s^2 - tau^2) eps + tau z with tau = eta sigma_s sqrt(1 - SNR_t / SNR_s)."""
@@ -201,7 +220,9 @@ def test_one_formula_for_all_families(name: str, jump: int) -> None:
     z = randn(1, 8, 5, seed=2)
     for level in (0, 3, 7, 12 - jump):
         to = level + jump
-        got = sampler.advance(StepState(x.float()), 0, [level] * 8, [to] * 8, output.float(), z if sampler.solver.stochastic else None).latents
+        got = sampler.advance(
+            StepState(x.float()), 0, [level] * 8, [to] * 8, output.float(), z if sampler.solver.stochastic else None
+        ).latents
         a, s, a_to, s_to = schedule.alpha[level], schedule.sigma[level], schedule.alpha[to], schedule.sigma[to]
         x0, e = (x - s * output, x + a * output) if sampler.solver.kind == "flow" else ((x - s * output) / a, output)
         tau = eta * s_to * math.sqrt(max(0.0, 1.0 - (a * s_to / (s * a_to)) ** 2))
@@ -220,6 +241,24 @@ def test_neighbours_land_on_arrival_and_longer_steps_on_the_grid(spacing: str) -
         got = sampler.advance(StepState(x), 0, [level] * 2, [to] * 2, output, None).latents[:, 0].tolist()
         want = schedule.arrival[to] if to == level + 1 else (schedule.alpha[to], schedule.sigma[to])
         assert got == pytest.approx(list(want), abs=2e-6)
+
+
+@pytest.mark.parametrize("base", list(SOLVERS))
+def test_solvers_of_a_kind_share_a_schedule(base: str) -> None:
+    """Whatever the solver, a perfect prediction keeps a row on its scales: the base's end is where all of them end."""
+    tables = make(base).tables
+    schedule, z = tables.schedule, randn(1, 2000, 1, seed=5)
+    for other in SOLVERS.values():
+        if other.kind != schedule.kind or other.name == "flow-sde":  # first order in the step only
+            continue
+        sampler = TableSampler(Network("flow" if other.kind == "flow" else "epsilon"), tables, other)
+        for level, to in [(5, 6), (11, 12)]:
+            e = randn(2000, 1)
+            x = schedule.alpha[level] * 2.0 + schedule.sigma[level] * e
+            output = e - 2.0 if other.kind == "flow" else e
+            got = sampler.advance(StepState(x), 0, [level] * 2000, [to] * 2000, output, z if other.stochastic else None).latents
+            assert float(got.mean()) == pytest.approx(2.0 * schedule.alpha[to], abs=0.1 * schedule.sigma[to] + 1e-4)
+            assert float(got.std()) == pytest.approx(schedule.sigma[to], rel=0.06, abs=2e-4)
 
 
 def test_history_of_a_sub_grid_uses_its_own_level() -> None:
@@ -262,7 +301,9 @@ def test_heun_keeps_nothing_after_its_step() -> None:
     half = sampler.advance(StepState(x), 0, [3, 11], [4, 12], output, None)
     assert torch.equal(half.history[0], x)
     assert list(half.history_levels) == [3, -1]  # the second row ends at sigma 0 and is finished
-    done = sampler.advance(StepState(half.latents[:1], tuple(part[:1] for part in half.history), [3]), 1, [3], [4], output[:1], None)
+    done = sampler.advance(
+        StepState(half.latents[:1], tuple(part[:1] for part in half.history), [3]), 1, [3], [4], output[:1], None
+    )
     assert done.history == ()
     assert sampler.advance(StepState(x), 0, [11, 11], [12, 12], output, None).history == ()
 
@@ -291,7 +332,9 @@ def test_a_row_does_not_depend_on_its_batch(name: str, data: st.DataObject) -> N
             sampler.evaluate(x[pick], here, [{}] * len(pick)),
             sampler.renoise(x[pick], [i % 2 == 0 for i in pick], there, here, noise[pick]),
             sampler.perturb(x[pick], old[pick], [False] * len(pick), here, [0.1 * i for i in pick], noise[pick]),
-            sampler.guide(x[pick], old[pick], [scale[i] for i in pick], [rescale[i] if x[0].numel() > 1 else 0.0 for i in pick]),
+            sampler.guide(
+                x[pick], old[pick], [scale[i] for i in pick], [rescale[i] if x[0].numel() > 1 else 0.0 for i in pick]
+            ),
         ]
 
     for whole, part in zip(run(list(range(size))), run(list(rows)), strict=True):

@@ -33,7 +33,12 @@ def test_names_are_read() -> None:
     assert not solver_info("ddim", None, ALL).stochastic
     half = solver_info("ddim(eta=0.5)", None, ALL)
     assert (half.eta, half.stochastic, half.ode) == (0.5, True, "ddim")
-    assert solver_info("ddim", 0.5, ALL) == solver_info(" ddim( 0.5 ) ", None, ALL) == solver_info("ddim(eta=0.5)", 0.5, ALL) == half
+    assert (
+        solver_info("ddim", 0.5, ALL)
+        == solver_info(" ddim( 0.5 ) ", None, ALL)
+        == solver_info("ddim(eta=0.5)", 0.5, ALL)
+        == half
+    )
     assert solver_info("flow-ancestral", None, ALL).eta == 1.0
     assert solver_info("flow-sde", None, ALL).eta == 0.7
 
@@ -106,10 +111,16 @@ def test_what_is_not_supported_is_refused(config: dict[str, Any], cls: str | Non
 
 def test_keys_name_tables() -> None:
     """Equal inputs have equal keys; a solver that shares tables shares the key; anything that changes a table changes it."""
-    key = lambda name, steps=10, **more: scheduler_tables({**LINEAR, **more}, None, solver_info(name, None, ALL), steps).schedule.key  # noqa: E731
+
+    def key(name: str, steps: int = 10, **more: Any) -> str:
+        return scheduler_tables({**LINEAR, **more}, None, solver_info(name, None, ALL), steps).schedule.key
+
     assert key("ddim") == key("ddim(eta=0.5)")
     assert key("dpm++2m") == key("dpm++2m-sde")
-    assert len({key("ddim"), key("ddpm"), key("euler"), key("heun"), key("dpm++2m"), key("ddim", 11), key("ddim", beta_end=0.01)}) == 7
+    assert (
+        len({key("ddim"), key("ddpm"), key("euler"), key("heun"), key("dpm++2m"), key("ddim", 11), key("ddim", beta_end=0.01)})
+        == 7
+    )
 
 
 def test_the_config_is_swapped_like_a_pipeline_does_and_never_changed() -> None:

@@ -60,7 +60,15 @@ def noise_of(row: int, step: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng([row, step]).standard_normal(SHAPE, dtype=np.float32))
 
 
-def reference(solver_name: str, config: dict[str, Any], options: dict[str, Any], network: Nonlinear, row: int, start: torch.Tensor, monkeypatch: Any) -> tuple[torch.Tensor, Any]:
+def reference(
+    solver_name: str,
+    config: dict[str, Any],
+    options: dict[str, Any],
+    network: Nonlinear,
+    row: int,
+    start: torch.Tensor,
+    monkeypatch: Any,
+) -> tuple[torch.Tensor, Any]:
     """The final latent of one row by diffusers' own scheduler, driven as a pipeline drives it."""
     cls = getattr(diffusers, CLASSES[solver_name])
     dpm = {"algorithm_type": "sde-dpmsolver++" if "sde" in solver_name else "dpmsolver++"} if "dpm" in solver_name else {}
@@ -101,7 +109,9 @@ def staggered(sampler: TableSampler, network: Nonlinear, starts: torch.Tensor) -
                 half = merge([stepped[index] for index in pending])
                 ends = [nexts[index] for index in pending]
                 output = sampler.evaluate(half.latents, ends, [{}] * len(pending))
-                for index, state in zip(pending, split(sampler.advance(half, 1, [here[i] for i in pending], ends, output, None)), strict=True):
+                for index, state in zip(
+                    pending, split(sampler.advance(half, 1, [here[i] for i in pending], ends, output, None)), strict=True
+                ):
                     stepped[index] = state
         for index, row in enumerate(rows):
             current[row], levels[row] = stepped[index], nexts[index]
@@ -121,12 +131,18 @@ def merge(states: list[StepState]) -> StepState:
 
 def split(state: StepState) -> list[StepState]:
     return [
-        StepState(state.latents[row : row + 1], tuple(part[row : row + 1] for part in state.history), list(state.history_levels[row : row + 1]))
+        StepState(
+            state.latents[row : row + 1],
+            tuple(part[row : row + 1] for part in state.history),
+            list(state.history_levels[row : row + 1]),
+        )
         for row in range(state.latents.shape[0])
     ]
 
 
-def check(solver_name: str, config: dict[str, Any], tables: Tables, options: dict[str, Any], prediction: str, monkeypatch: Any) -> None:
+def check(
+    solver_name: str, config: dict[str, Any], tables: Tables, options: dict[str, Any], prediction: str, monkeypatch: Any
+) -> None:
     solver = solver_info(solver_name, None, (solver_name.split("(")[0],))
     network = Nonlinear(prediction)
     starts = torch.stack([noise_of(row, 0) for row in range(ROWS)])
@@ -164,7 +180,9 @@ def grid() -> list[tuple[str, str, str, str, int]]:
 
 
 @pytest.mark.parametrize(("name", "spacing", "prediction", "beta", "steps"), grid())
-def test_equals_diffusers(name: str, spacing: str, prediction: str, beta: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_diffusers(
+    name: str, spacing: str, prediction: str, beta: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {**BETAS[beta], "timestep_spacing": spacing, "prediction_type": prediction, "clip_sample": False}
     config |= {"steps_offset": 1, "set_alpha_to_one": False} if spacing == "leading" and steps % 20 else {}
     solver = solver_info(name, None, (name.split("(")[0],))
@@ -175,7 +193,13 @@ def test_equals_diffusers(name: str, spacing: str, prediction: str, beta: str, s
 @pytest.mark.parametrize("name", ["ddim(eta=0.6)", "ddpm", "heun"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_clip_sample(name: str, prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {**BETAS["linear"], "prediction_type": prediction, "clip_sample": True, "clip_sample_range": 0.4, "timestep_spacing": "leading"}
+    config = {
+        **BETAS["linear"],
+        "prediction_type": prediction,
+        "clip_sample": True,
+        "clip_sample_range": 0.4,
+        "timestep_spacing": "leading",
+    }
     tables = scheduler_tables(config, None, solver_info(name, None, (name.split("(")[0],)), 10)
     assert tables.clip == 0.4
     check(name, config, tables, {"num_inference_steps": 10}, prediction, monkeypatch)
@@ -185,7 +209,14 @@ def test_clip_sample(name: str, prediction: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("offset", [0, 1])
 def test_ddpm_variances(variance: str, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {**BETAS["linear"], "variance_type": variance, "clip_sample": False, "steps_offset": offset}
-    check("ddpm", config, scheduler_tables(config, None, solver_info("ddpm", None, ("ddpm",)), 10), {"num_inference_steps": 10}, "epsilon", monkeypatch)
+    check(
+        "ddpm",
+        config,
+        scheduler_tables(config, None, solver_info("ddpm", None, ("ddpm",)), 10),
+        {"num_inference_steps": 10},
+        "epsilon",
+        monkeypatch,
+    )
 
 
 DPM_OPTIONS: list[dict[str, Any]] = [
@@ -213,17 +244,39 @@ def test_dpm_options(name: str, options: dict[str, Any], steps: int, monkeypatch
     check(name, config, tables, {"num_inference_steps": steps}, prediction, monkeypatch)
 
 
-@pytest.mark.parametrize("options", [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"final_sigmas_type": "sigma_min"}, {"interpolation_type": "log_linear"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"final_sigmas_type": "sigma_min"},
+        {"interpolation_type": "log_linear"},
+    ],
+)
 def test_euler_options(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = {**BETAS["scaled"], **options}
-    check("euler", config, scheduler_tables(config, None, solver_info("euler", None, ("euler",)), 12), {"num_inference_steps": 12}, "epsilon", monkeypatch)
+    check(
+        "euler",
+        config,
+        scheduler_tables(config, None, solver_info("euler", None, ("euler",)), 12),
+        {"num_inference_steps": 12},
+        "epsilon",
+        monkeypatch,
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"use_karras_sigmas": True}])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_heun_short_and_karras(options: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {**BETAS["scaled"], **options}
-    check("heun", config, scheduler_tables(config, None, solver_info("heun", None, ("heun",)), steps), {"num_inference_steps": steps}, "epsilon", monkeypatch)
+    check(
+        "heun",
+        config,
+        scheduler_tables(config, None, solver_info("heun", None, ("heun",)), steps),
+        {"num_inference_steps": steps},
+        "epsilon",
+        monkeypatch,
+    )
 
 
 FLOWS: list[tuple[dict[str, Any], float | None]] = [
@@ -240,5 +293,12 @@ FLOWS: list[tuple[dict[str, Any], float | None]] = [
 @pytest.mark.parametrize("steps", [4, 10, 28])
 def test_flow(options: dict[str, Any], mu: float | None, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sigmas = None if mu is None else list(np.linspace(1.0, 1.0 / steps, steps))
-    tables = scheduler_tables(options, "FlowMatchEulerDiscreteScheduler", solver_info("flow-euler", None, ("flow-euler",)), steps, sigmas=sigmas, mu=mu)
+    tables = scheduler_tables(
+        options,
+        "FlowMatchEulerDiscreteScheduler",
+        solver_info("flow-euler", None, ("flow-euler",)),
+        steps,
+        sigmas=sigmas,
+        mu=mu,
+    )
     check("flow-euler", options, tables, {"num_inference_steps": steps, "sigmas": sigmas, "mu": mu}, "flow", monkeypatch)

@@ -127,8 +127,9 @@ def test_lora_scales_act_as_in_the_pipeline_and_are_put_back() -> None:
     model = load_model(pipe)
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     outputs = []
-    for scale in (1.0, 0.5, 0.0):
-        (encoded,) = model.encode([Condition("a cat", extra={"cross_attention_kwargs": {"scale": scale}})], guided=False)
+    scales = (0.0, 1.0, 0.5)  # 0 first: what it leaves behind would show in the others
+    conditions = [Condition("a cat", extra={"cross_attention_kwargs": {"scale": scale}}) for scale in scales]
+    for scale, encoded in zip(scales, model.encode(conditions, guided=False), strict=True):
         outputs.append(model.forward(latents, torch.tensor([5.0]), encoded.rows))
         assert [layer.scaling for layer in layers] == before
         assert not hasattr(pipe, "_lora_scale")

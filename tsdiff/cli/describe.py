@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from typing import Any
 
 import click
@@ -93,7 +94,7 @@ def _typed(value: Any) -> str:
 
 
 def _print(description: dict[str, Any]) -> None:
-    click.echo(click.style(f"{description['kind']} {description['name']}", bold=True), color=coloured(click.get_text_stream("stdout")))
+    click.echo(click.style(f"{description['kind']} {description['name']}", bold=True), color=coloured(sys.stdout))
     click.echo(description["documentation"] or "(no documentation)")
     if description["parameters"]:
         click.echo()

@@ -119,7 +119,7 @@ def _torchvision() -> Finding:
 
         if find_spec("torchvision") is None:
             return Finding("torchvision", "ok", "not installed; not needed")
-        import torchvision
+        import torchvision  # type: ignore[import-untyped]
 
         how = "its compiled operators are for another torch; declared, not callable, not needed" if shimmed else "loads as it is"
         return Finding("torchvision", "ok", f"{torchvision.__version__}, {how}")
@@ -174,6 +174,6 @@ def _plugins() -> Iterator[Finding]:
             except Exception as error:  # a plug-in may raise anything
                 broken.append((point, error))
         yield Finding(kind, "ok" if len(broken) < len(points) else "warning", f"{len(points) - len(broken)} of {len(points)} entry points load")
-        for point, error in broken:
+        for point, problem in broken:
             source = getattr(point.dist, "name", "an unknown package")
-            yield Finding(f"{kind}: {point.name}", "warning", f"of {source}: {type(error).__name__}: {error}")
+            yield Finding(f"{kind}: {point.name}", "warning", f"of {source}: {type(problem).__name__}: {problem}")

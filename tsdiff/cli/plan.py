@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,12 +12,13 @@ from tsdiff.cli.search import nfe_text, one_prompt
 
 if TYPE_CHECKING:
     from tsdiff.treesearch.plan import Plan
+    from tsdiff.treesearch.protocols import Policy
 
 
 @click.command("plan", cls=Sectioned)
 @search_options
 @click.pass_context
-def command(ctx: click.Context, **params: Any) -> None:
+def command(ctx: click.Context, /, **params: Any) -> None:
     """Show what a search would cost, without running it.
 
     \b
@@ -67,8 +67,8 @@ def _seeds(seeds: Any) -> str:
     return shown if len(seeds) <= 8 else f"{shown}, ... ({len(seeds):,} in all)"
 
 
-def _policy(policy: Any) -> str:
-    if not dataclasses.is_dataclass(policy):
-        return str(policy.name)
-    options = ", ".join(f"{field.name}={getattr(policy, field.name)!r}" for field in dataclasses.fields(policy) if field.init)
+def _policy(policy: Policy) -> str:
+    from tsdiff.treesearch.plan import policy_options
+
+    options = ", ".join(f"{name}={value!r}" for name, value in policy_options(policy).items() if name != "name")
     return f"{policy.name}({options})"

@@ -51,12 +51,17 @@ def lines(clock: Callable[[], float]) -> Callback:
 
 @contextmanager
 def _bar(loading: str) -> Iterator[Callback]:
+    from rich import progress as rich_progress
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, no_color=not coloured(sys.stderr), markup=False, emoji=False, highlight=False)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), TextColumn("{task.fields[count]}"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    columns = (
+        rich_progress.TextColumn("{task.description}", markup=False),
+        rich_progress.BarColumn(bar_width=None),
+        rich_progress.TextColumn("{task.fields[count]}"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(loading, total=None, count="")
 
         def update(state: Progress) -> None:

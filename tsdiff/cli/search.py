@@ -26,7 +26,7 @@ PROMPT_WIDTH = 40
 @click.command("search", cls=Sectioned)
 @search_options
 @click.pass_context
-def command(ctx: click.Context, **params: Any) -> int:
+def command(ctx: click.Context, /, **params: Any) -> int:
     """Search for the best sample of each prompt.
 
     \b

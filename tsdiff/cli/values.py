@@ -13,7 +13,7 @@ MAX_SEEDS = 1_000_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in recent versions of click only
     """A parameter type made of a function that raises ValueError with a message."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

@@ -44,7 +44,9 @@ class TableSampler:
 
     def __init__(self, model: Network, tables: Tables, solver: SolverInfo) -> None:
         if solver.kind != tables.schedule.kind:
-            raise UsageError(f"solver {solver.name!r} is of kind {solver.kind} but the schedule is of kind {tables.schedule.kind}; one tree has one kind")
+            raise UsageError(
+                f"solver {solver.name!r} is of kind {solver.kind} but the schedule is of kind {tables.schedule.kind}; one tree has one kind"
+            )
         fitting = _PREDICTIONS.get(tables.family, _PREDICTIONS["abar"])
         if model.prediction_type not in fitting:
             raise UsageError(
@@ -58,7 +60,9 @@ class TableSampler:
 
     # Coefficients
 
-    def columns(self, name: str, make: Callable[..., tuple[float, ...]], keys: Iterable[tuple[int, ...]], like: Tensor) -> tuple[Tensor, ...]:
+    def columns(
+        self, name: str, make: Callable[..., tuple[float, ...]], keys: Iterable[tuple[int, ...]], like: Tensor
+    ) -> tuple[Tensor, ...]:
         """Coefficients of every row as float32 columns (B, 1, ..., 1) on the device of `like`, by one copy.
 
         Args:
@@ -95,7 +99,9 @@ class TableSampler:
         alpha, sigma, _ = self.columns("scales", self._scales, [(level,) for level in levels], x0)
         return alpha * x0 + sigma * noise
 
-    def renoise(self, latents: Tensor, arrived: Sequence[bool], levels: Sequence[int], to: Sequence[int], noise: Tensor) -> Tensor:
+    def renoise(
+        self, latents: Tensor, arrived: Sequence[bool], levels: Sequence[int], to: Sequence[int], noise: Tensor
+    ) -> Tensor:
         """The forward kernel from `levels` up to the noisier `to`; a jump to the own level changes nothing.
 
         Rows that `arrived` by a denoise step start from where it landed, the others from the nominal scales.
@@ -115,7 +121,9 @@ class TableSampler:
         ratio, std = self.columns("renoise", kernel, keys, latents)
         return ratio * latents + std * noise
 
-    def perturb(self, latents: Tensor, x0: Tensor, arrived: Sequence[bool], levels: Sequence[int], scale: Sequence[float], noise: Tensor) -> Tensor:
+    def perturb(
+        self, latents: Tensor, x0: Tensor, arrived: Sequence[bool], levels: Sequence[int], scale: Sequence[float], noise: Tensor
+    ) -> Tensor:
         """Replace the share `scale` of each latent's noise, keeping its level: e' = sqrt(1 - scale^2) e + scale z.
 
         Args:
@@ -130,7 +138,9 @@ class TableSampler:
                 raise UsageError(f"the scale of a perturbation is {share} but must lie in [0, 1]")
             if self._source(level, landed)[1] <= 0.0:
                 raise UsageError(f"level {level} is clean and has no noise to perturb; perturb at a lower level")
-        alpha, sigma = self.columns("source", self._source, [(level, int(landed)) for level, landed in zip(levels, arrived, strict=True)], latents)
+        alpha, sigma = self.columns(
+            "source", self._source, [(level, int(landed)) for level, landed in zip(levels, arrived, strict=True)], latents
+        )
         kept, fresh = self._weights([math.sqrt(1.0 - share**2) for share in scale], scale, like=latents)
         e = (latents - alpha * x0) / sigma
         return alpha * x0 + sigma * (kept * e + fresh * noise)

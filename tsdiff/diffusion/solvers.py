@@ -49,7 +49,9 @@ _ETA: dict[str, tuple[float, float]] = {"ddim": (0.0, 1.0), "flow-ancestral": (1
 _CALL = re.compile(r"^\s*(?P<name>[^()\s]+)\s*(?:\(\s*(?:eta\s*=\s*)?(?P<eta>[^()=\s]+)\s*\)\s*)?$")
 
 
-def solver_info(name: str | None, eta: float | None, allowed: tuple[str, ...], solvers: Mapping[str, SolverInfo] = SOLVERS) -> SolverInfo:
+def solver_info(
+    name: str | None, eta: float | None, allowed: tuple[str, ...], solvers: Mapping[str, SolverInfo] = SOLVERS
+) -> SolverInfo:
     """A solver by name.
 
     Args:

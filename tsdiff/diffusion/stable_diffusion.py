@@ -138,7 +138,7 @@ class StableDiffusionModel(PipelineModel):
         target = {"device": self.device, "dtype": unet.dtype}
         images = [torch.stack([row[key] for row in rows]).to(**target) for key in sorted(rows[0]) if key.startswith(IMAGE)]
         options = self._conditioner.attention_kwargs(rows[0])
-        with torch.no_grad(), self._conditioner.unet_scale_kept(options):
+        with torch.no_grad(), self._conditioner.scale_kept(options.get("scale") if options else None):
             output: Tensor = unet(
                 latents.to(**target),
                 timesteps.to(self.device),

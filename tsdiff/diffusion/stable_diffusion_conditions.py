@@ -110,16 +110,16 @@ class Conditioner:
         import torch
 
         memo: dict[Hashable, Any] = {}
-        with torch.no_grad(), quiet_libraries(), lora_scales_kept(self.pipeline):
+        with torch.no_grad(), quiet_libraries():
             return [self._encode(condition, guided, memo) for condition in conditions]
 
     def attention_kwargs(self, row: Row) -> dict[str, Any] | None:
         """The `cross_attention_kwargs` of a row, None if it has none; equal for all rows of a bucket."""
         return self._kwargs[int(row[KWARGS])] if KWARGS in row else None
 
-    def unet_scale_kept(self, options: Mapping[str, Any] | None) -> AbstractContextManager[None]:
-        """Around a network call with `options`: a LoRA scale among them leaves nothing behind."""
-        return lora_scales_kept(self.pipeline) if options and "scale" in options else nullcontext()
+    def scale_kept(self, scale: float | None) -> AbstractContextManager[None]:
+        """Around a call with a LoRA scale, so that it leaves nothing behind; None is a call without one."""
+        return nullcontext() if scale is None else lora_scales_kept(self.pipeline)
 
     def _encode(self, condition: Condition, guided: bool, memo: dict[Hashable, Any]) -> Encoded:
         import torch
@@ -162,7 +162,7 @@ class Conditioner:
         if found is None:
             self._note_length(prompt)
             device = device_of(pipeline.text_encoder, self.device)
-            with _HiddenStates(unwrapped(pipeline.text_encoder), skip) as skipped:
+            with self.scale_kept(scale), _HiddenStates(unwrapped(pipeline.text_encoder), skip) as skipped:
                 encoded, _ = pipeline.encode_prompt(prompt, device, 1, False, lora_scale=scale)
             encoded = encoded if skip is None else skipped.normalised().to(encoded)
             found = self._texts[prompt, skip, scale] = encoded[0].to(self.device)

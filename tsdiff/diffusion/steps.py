@@ -64,7 +64,9 @@ class Step:
 # Predictions ---------------------------------------------------------------------------------------------------------
 
 
-def clean_estimate(prediction: str, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, norm: Tensor, *, ve: bool) -> Tensor:
+def clean_estimate(
+    prediction: str, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, norm: Tensor, *, ve: bool
+) -> Tensor:
     """E[x0 | x] from a raw output, all (B, ...), with columns of the level's scales."""
     if prediction == "sample":
         return output

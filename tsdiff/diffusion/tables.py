@@ -92,7 +92,9 @@ class Tables:
     def tail(self, start: int) -> Tables:
         """The tables from level `start` on, renumbered: searching from an image. Raises UsageError if no step is left."""
         schedule = self.schedule.tail(start)
-        return replace(self, schedule=schedule, grid=self.grid[start:], landing=self.landing[start:], scales=self.scales[start:])
+        return replace(
+            self, schedule=schedule, grid=self.grid[start:], landing=self.landing[start:], scales=self.scales[start:]
+        )
 
 
 def _tables(
@@ -172,7 +174,9 @@ def scheduler_tables(
         scheduler = _scheduler(config, solver)
         trained = int(scheduler.config.num_train_timesteps)
         if num_steps > trained:
-            raise UsageError(f"the number of steps is {num_steps} but the model was trained on {trained} timesteps; ask for at most {trained}")
+            raise UsageError(
+                f"the number of steps is {num_steps} but the model was trained on {trained} timesteps; ask for at most {trained}"
+            )
         if solver.kind == "flow":
             scheduler.set_timesteps(num_steps, sigmas=None if sigmas is None else list(sigmas), mu=mu)
         elif sigmas is not None or mu is not None:
@@ -194,7 +198,9 @@ def _check_family(config: Mapping[str, Any], solver: SolverInfo) -> None:
         advice = "choose a flow-* solver" if is_flow else "flow-* solvers are for flow models; choose ddim, euler or dpm++2m"
         raise UsageError(f"solver {solver.name!r} does not fit the scheduler {own}; {advice}.")
     if config.get("use_flow_sigmas") and solver.kind != "dpm":
-        raise UsageError(f"solver {solver.name!r} does not fit a scheduler with use_flow_sigmas; choose dpm++2m or dpm++2m-sde.")
+        raise UsageError(
+            f"solver {solver.name!r} does not fit a scheduler with use_flow_sigmas; choose dpm++2m or dpm++2m-sde."
+        )
 
 
 def _scheduler(config: dict[str, Any], solver: SolverInfo) -> Any:
@@ -207,7 +213,9 @@ def _scheduler(config: dict[str, Any], solver: SolverInfo) -> Any:
     known = set(inspect.signature(cls.__init__).parameters)
     config = {key: value for key, value in config.items() if key in known or key.startswith("_")}
     if solver.kind == "dpm":
-        config["_use_default_values"] = [key for key in config.get("_use_default_values", []) if key not in ("algorithm_type", "solver_order")]
+        config["_use_default_values"] = [
+            key for key in config.get("_use_default_values", []) if key not in ("algorithm_type", "solver_order")
+        ]
         config |= {"algorithm_type": "sde-dpmsolver++" if solver.stochastic else "dpmsolver++", "solver_order": 2}
     scheduler = cls.from_config(config)
     _check_options(scheduler, solver)
@@ -217,13 +225,17 @@ def _scheduler(config: dict[str, Any], solver: SolverInfo) -> Any:
 def _check_options(scheduler: Any, solver: SolverInfo) -> None:
     options = scheduler.config
     if options.get("thresholding"):
-        raise UsageError(f"solver {solver.name!r}: dynamic thresholding (thresholding=True in the scheduler's config) is not supported")
+        raise UsageError(
+            f"solver {solver.name!r}: dynamic thresholding (thresholding=True in the scheduler's config) is not supported"
+        )
     if options.get("invert_sigmas"):
         raise UsageError(f"solver {solver.name!r}: invert_sigmas=True in the scheduler's config is not supported")
     variance = options.get("variance_type")
     refused = ("learned", "learned_range") if solver.kind == "dpm" else ("learned", "learned_range", "fixed_large_log")
     if variance in refused:
-        raise UsageError(f"solver {solver.name!r}: variance_type={variance!r} of the scheduler's config is not supported; choose ddim")
+        raise UsageError(
+            f"solver {solver.name!r}: variance_type={variance!r} of the scheduler's config is not supported; choose ddim"
+        )
 
 
 def _abar_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
@@ -231,7 +243,9 @@ def _abar_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
     abar = scheduler.alphas_cumprod
     steps = [int(step) for step in scheduler.timesteps]
     if max(steps) >= len(abar):
-        raise UsageError(f"{len(steps)} steps reach timestep {max(steps)} but the model was trained on {len(abar)}; ask for fewer steps")
+        raise UsageError(
+            f"{len(steps)} steps reach timestep {max(steps)} but the model was trained on {len(abar)}; ask for fewer steps"
+        )
     nominal = [abar[step] for step in steps]
     if solver.name == "ddim":
         final = scheduler.final_alpha_cumprod
@@ -241,7 +255,9 @@ def _abar_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
     else:
         grid = landing = [*nominal, scheduler.one]
     if grid[0] <= 0.0 and options.prediction_type == "epsilon":
-        raise UsageError("the first level has zero SNR (rescale_betas_zero_snr), where an epsilon prediction says nothing of x0; use leading spacing")
+        raise UsageError(
+            "the first level has zero SNR (rescale_betas_zero_snr), where an epsilon prediction says nothing of x0; use leading spacing"
+        )
     clip = float(options.clip_sample_range) if options.clip_sample else None
     variance = str(options.get("variance_type") or "fixed_small")
     return _tables(solver.kind, "abar", grid, steps, origin, landing=landing, clip=clip, variance=variance)
@@ -262,7 +278,9 @@ def _sigma_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
         return _tables(solver.kind, "ve", grid, timesteps, origin, init=float(scheduler.init_noise_sigma), clip=clip)
     first = options.euler_at_final or options.final_sigmas_type == "zero" or (options.lower_order_final and len(timesteps) < 15)
     family: Family = "flow" if options.use_flow_sigmas else "ratio"
-    return _tables(solver.kind, family, grid, timesteps, origin, second_order=str(options.solver_type), first_order_last=bool(first))
+    return _tables(
+        solver.kind, family, grid, timesteps, origin, second_order=str(options.solver_type), first_order_last=bool(first)
+    )
 
 
 def _check_grid(tables: Tables, num_steps: int, trained: int) -> None:
@@ -270,7 +288,11 @@ def _check_grid(tables: Tables, num_steps: int, trained: int) -> None:
     falls = any(later <= earlier for earlier, later in pairwise(snrs[:-1])) or snrs[-1] < snrs[-2]
     beyond = tables.family != "flow" and max(tables.schedule.timesteps) > trained - 1
     if falls or beyond:
-        why = f"reach timestep {max(tables.schedule.timesteps):g} of {trained}" if beyond else "put several levels on one timestep"
+        why = (
+            f"reach timestep {max(tables.schedule.timesteps):g} of {trained}"
+            if beyond
+            else "put several levels on one timestep"
+        )
         raise UsageError(f"{num_steps} steps {why} with this scheduler's spacing; ask for fewer steps")
 
 
@@ -295,7 +317,9 @@ def plain_tables(process: Literal["vp", "ve", "flow"], solver: SolverInfo, num_s
       UsageError: if the solver's kind does not fit the process (kind "exact" fits all), or num_steps < 1.
     """
     if solver.kind not in (*_PLAIN_KINDS[process], "exact"):
-        raise UsageError(f"solver {solver.name!r} does not fit the {process} process; it takes solvers of kind {' or '.join(_PLAIN_KINDS[process])}.")
+        raise UsageError(
+            f"solver {solver.name!r} does not fit the {process} process; it takes solvers of kind {' or '.join(_PLAIN_KINDS[process])}."
+        )
     if num_steps < 1:
         raise UsageError(f"the number of steps is {num_steps} but must be at least 1")
     if process == "flow":

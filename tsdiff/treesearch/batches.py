@@ -32,6 +32,9 @@ log = logging.getLogger("tsdiff")
 CALIBRATION_ROWS = 500
 """Searches expected to need fewer network rows than this do not spend any on measuring the best batch size."""
 
+DEFAULT_ROWS = 16
+"""Rows of a network call where they were not measured."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -115,7 +118,7 @@ class Batches:
     def has_room(self) -> bool:
         """Whether another tree's rows would fill batches: less than two full ones are ready."""
         ready = sum(len(bucket.rows) for bucket in self.buckets.values())
-        return ready < (sum(2 * (bucket.limit or 16) for bucket in self.buckets.values()) or 1)
+        return ready < (sum(2 * (bucket.limit or DEFAULT_ROWS) for bucket in self.buckets.values()) or 1)
 
     def evaluate(self, evaluation: Evaluation) -> None:
         """Queue the rows of an evaluation."""
@@ -165,7 +168,7 @@ class Batches:
     def _calibrate(self, bucket: Bucket) -> None:
         evaluation, branch = bucket.rows[0][2:]
         if self.expected_rows < CALIBRATION_ROWS:
-            bucket.limit = 16
+            bucket.limit = DEFAULT_ROWS
             return
 
         def probe(rows: int) -> None:
@@ -174,7 +177,11 @@ class Batches:
             bucket.sampler.evaluate(latents, [evaluation.level] * rows, [evaluation.rows[branch]] * rows)
 
         with self.timed("calibrate"):
-            bucket.limit = calibrate(probe, device=self.device)
+            try:
+                bucket.limit = calibrate(probe, device=self.device)
+            except Exception as error:  # of the row that was measured: its own evaluation will tell, and fail its node only
+                log.debug("calibration failed", exc_info=error)
+                bucket.limit = DEFAULT_ROWS
 
     def _evaluate(self, bucket: Bucket) -> None:
         """One network call, and what follows from the evaluations that it completes."""
@@ -253,7 +260,8 @@ class Batches:
             for candidate in item.candidates:
                 candidate.run.tree.ledger.verifier_calls[verifier.name] += 1
         if verifier.latency == "pending":
-            self._ask(verifier, items)
+            for run in dict.fromkeys(item.candidates[0].run for item in items):  # node ids are unique within a tree only
+                self._ask(verifier, [item for item in items if item.candidates[0].run is run])
             return
 
         def call(batch: Sequence[Judgement]) -> list[list[Value]]:
@@ -291,7 +299,13 @@ class Batches:
             for deliver in waiting.pop(node_id, []):
                 self.answers.put((deliver, _checked(verifier, score, reason)))
 
-        verifier.ask(CandidateBatch([candidate for item in items for candidate in item.candidates]), answer)
+        try:
+            verifier.ask(CandidateBatch([candidate for item in items for candidate in item.candidates]), answer)
+        except Exception as error:
+            log.debug("verifier %s failed", verifier.name, exc_info=error)
+            items[0].candidates[0].run.blame(error)
+            for node_id in list(waiting):
+                answer(node_id, None, f"verifier {verifier.name} failed: {type(error).__name__}: {error}")
 
     def _answer(self, verifier: Verifier, item: Judgement, values: list[Value | None], i: int, candidate: Candidate) -> Callable[[Value], None]:
         def deliver(value: Value) -> None:

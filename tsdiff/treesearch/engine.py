@@ -29,7 +29,7 @@ from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import derive, normals
 from tsdiff.treesearch.protocols import NullRecorder, Recorder, Sampler
 from tsdiff.treesearch.quote import Quote
-from tsdiff.treesearch.requests import Request
+from tsdiff.treesearch.requests import Draw, Release, Request
 from tsdiff.treesearch.run import Run, flatten
 from tsdiff.treesearch.stopwatch import Stopwatch
 from tsdiff.treesearch.store import Store
@@ -112,9 +112,12 @@ class Engine:
             self._prepare(run)
             self.recorder.replay(run.tree)
             run.generator = run.policy(run.tree)
-            self._drive(run, None)
-        except TsdiffError as error:
+            if not hasattr(run.generator, "send"):
+                raise UsageError(f"{run.name}: search gave {run.generator!r} but must be a generator of requests")
+        except Exception as error:  # of this tree's condition or policy: the others go on
             self._end(run, error)
+            return True
+        self._drive(run, None)
         return True
 
     def _prepare(self, run: Run) -> None:
@@ -184,13 +187,18 @@ class Engine:
             if type(part) not in HANDLERS:
                 raise UsageError(f"{run.name} yielded {part!r}; requests are {', '.join(kind.__name__ for kind in HANDLERS)} and Gather")
             HANDLERS[type(part)].check(run, part)
+        released = {node for part in parts if isinstance(part, Release) for node in part.group}
+        used = {node for part in parts if not isinstance(part, (Release, Draw)) for node in getattr(part, "group", (getattr(part, "source", None),))}
+        if released & used:
+            raise UsageError(f"Gather: node {min(node.index for node in released & used)} is released beside a request that uses it; release it afterwards")
         quote = Quote(run)
         for part in parts:
             HANDLERS[type(part)].price(quote, part)
         budget = run.tree.budget
         if budget.remaining is not None:
             reserve = 0 if run.finishing else quote.reserve()
-            if quote.nfe + reserve > budget.remaining:
+            # What costs nothing and gives nothing up is granted even where failures have eaten the reserve.
+            if (quote.nfe or released) and quote.nfe + reserve > budget.remaining:
                 raise BudgetExhausted(
                     f"{type(request).__name__} costs {quote.nfe} NFE and finishing a sample after it {reserve}, but {budget.remaining} of {budget.limit} are left",
                     price=quote.nfe,
@@ -205,8 +213,8 @@ class Engine:
         """A policy (or the finisher) returned: accept its answer, or finish a sample for it."""
         last = run.tree.schedule.last
         if node is not None:
-            if not isinstance(node, Node) or node.level != last or node.draft or node.failed:
-                self._end(run, UsageError(f"{run.name} returned {node!r}; return a finished node (level {last}), normally tree.best()"))
+            if not isinstance(node, Node) or not run.owns(node) or node.level != last or node.draft or node.failed:
+                self._end(run, UsageError(f"{run.name} returned {node!r}; return a finished node of its tree (level {last}), normally tree.best()"))
                 return
             if run.steering.scope == "row" or run.finishing:
                 if node.score(run.tree.verifier) is None and run.mistake is not None:

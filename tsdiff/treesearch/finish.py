@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tsdiff.treesearch.errors import BudgetExhausted
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.protocols import Search
-from tsdiff.treesearch.requests import Denoise, Score
+from tsdiff.treesearch.requests import Denoise, Draw, Score
 
 if TYPE_CHECKING:
     from tsdiff.treesearch.run import Run
@@ -25,7 +25,8 @@ def finish(run: Run) -> Search:
     if unscored:
         yield Score(unscored)
     if tree.best() is None and not leaves:
-        for node in _promising(run):
+        promising = list(_promising(run)) or (yield Draw())  # where a policy has released all, a new sample is due
+        for node in promising:
             try:
                 (leaf,) = yield Denoise(node, to=tree.schedule.last)
             except BudgetExhausted:
@@ -39,7 +40,8 @@ def finish(run: Run) -> Search:
 
 
 def _finished(run: Run) -> list[Node]:
-    return [node for node in run.tree.nodes if node.level == run.tree.schedule.last and node.status == "open" and not node.draft]
+    """Finished samples; a released one may still become the answer."""
+    return [node for node in run.tree.nodes if node.level == run.tree.schedule.last and not node.failed and not node.draft]
 
 
 def _promising(run: Run) -> Iterator[Node]:

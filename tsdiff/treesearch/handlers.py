@@ -33,7 +33,7 @@ class ReleaseHandler:
 
     def check(self, run: Run, request: Release) -> None:
         for node in request.group:
-            if node.index >= len(run.tree.nodes) or run.tree.nodes[node.index] is not node:
+            if not run.owns(node):
                 raise UsageError(f"Release: {node!r} belongs to another tree")
 
     def price(self, quote: Quote, request: Release) -> None:

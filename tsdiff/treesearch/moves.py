@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
 from tsdiff.treesearch.node import Move, Node
-from tsdiff.treesearch.noise import Fresh, Recipe, Torch, derive, move_noise, roots_of
+from tsdiff.treesearch.noise import Fresh, Recipe, Torch, derive, move_noise
 from tsdiff.treesearch.protocols import Sampler
 from tsdiff.treesearch.quote import Quote
 from tsdiff.treesearch.requests import Denoise, Draw, Perturb, Renoise, Start
@@ -30,11 +30,8 @@ class DrawHandler:
 
     def check(self, run: Run, request: Draw) -> None:
         for offset, recipe in enumerate(self._recipes(run, request)):
-            number = len(run.tree.roots) + offset
-            for index in roots_of(recipe):
-                if not 0 <= index < len(run.tree.roots):
-                    raise UsageError(f"Draw: root {index} of {recipe} does not exist; this tree has {len(run.tree.roots)} roots, counted from 0")
-            if isinstance(recipe, Torch) and number:
+            run.require_noise(recipe, request)
+            if isinstance(recipe, Torch) and len(run.tree.roots) + offset:
                 raise UsageError("Draw: torch's own noise is for root 0 only; use Fresh(index)")
 
     def price(self, quote: Quote, request: Draw) -> None:
@@ -133,6 +130,10 @@ class DenoiseHandler:
                 raise UsageError(f"Denoise: copies is {request.copies} but solver {sampler.solver} is deterministic, so all would be equal; use a stochastic solver, or Renoise")
             if request.noise is not None:
                 raise UsageError(f"Denoise: a noise recipe was given but solver {sampler.solver} is deterministic and draws none")
+        if request.noise is not None:
+            run.require_noise(request.noise, request)
+            if isinstance(request.noise, Torch):
+                raise UsageError("Denoise: torch's own noise is for root 0 only; use Fresh(index)")
         for node, to in zip(request.group, request.targets, strict=True):
             run.require_open(node, request)
             levels = run.tree.schedule.span(node.level, to, request.num_steps)

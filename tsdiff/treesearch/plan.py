@@ -188,8 +188,8 @@ def prepare(
             judge.check(condition)
     size = outline.size(height, width)
     info = outline.solver(solver, eta)
-    schedule = outline.schedule(info, outline.default_steps if steps is None else _at_least("steps", steps, 1), size)
-    schedule = _tail(schedule, init_image, strength)
+    whole = outline.schedule(info, outline.default_steps if steps is None else _at_least("steps", steps, 1), size)
+    schedule = _tail(whole, init_image, strength)
     scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
     guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
     first, given = _first_noise(initial_noise, latents, outline.latent_shape(size), _seeds(seed))
@@ -234,7 +234,7 @@ def prepare(
         image=_image(init_image, size) if init_image is not None else None,
         first=first,
         given=given,
-        helpers={name: resolve_model(helper, options) for name, helper in (helpers or {}).items()},
+        helpers={name: _helper(name, helper, options, outline, whole, info, size) for name, helper in (helpers or {}).items()},
         keep_latents="best" if out is None else "all",
     )
 
@@ -308,6 +308,15 @@ def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, .
     if tuple(own.shape) != tuple(shape):
         raise UsageError(f"latents have shape {tuple(latents.shape)} but this model and size need {tuple(shape)} (unit-variance noise, as pipelines take)")
     return Given(hashlib.sha256(own.contiguous().numpy().tobytes()).hexdigest()), own.contiguous()
+
+
+def _helper(name: str, reference: Any, options: LoadOptions, main: ModelOutline, schedule: Schedule, info: SolverInfo, size: Size) -> ModelOutline:
+    """Another model of the search: one that shares its latents and levels."""
+    outline = resolve_model(reference, options)
+    own = outline.schedule(outline.solver(str(info)), schedule.last, size)
+    if own.key != schedule.key or outline.latent_shape(size) != main.latent_shape(size):
+        raise UsageError(f"helper {name!r} does not share the latents and noise levels of model {main.name!r}; choose a model of the same family and schedule")
+    return outline
 
 
 def _tail(schedule: Schedule, init_image: Any, strength: float | None) -> Schedule:

@@ -72,7 +72,8 @@ class Quote:
         for level, predicted in leaving:
             run.frontier.add(level, predicted, -1)
         try:
-            return run.frontier.cheapest(cost, self._created) or 0
+            cheapest = run.frontier.cheapest(cost, self._created)
+            return cost(0) if cheapest is None else cheapest  # with nothing live, a new sample has to be drawn
         finally:
             for level, predicted in leaving:
                 run.frontier.add(level, predicted)

@@ -6,9 +6,10 @@ A request on a failed node gives failed nodes (or null values) at no cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.node import Node
@@ -21,6 +22,14 @@ def _nodes(request: object, nodes: Node | Sequence[Node]) -> tuple[Node, ...]:
         if not isinstance(node, Node):
             raise UsageError(f"{type(request).__name__}: {node!r} is not a node of a tree")
     return group
+
+
+def _whole(request: object, name: str, value: Any) -> int:
+    """A level or count as an int; numpy's whole numbers are as good as any."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{type(request).__name__}: {name} is {value!r} but must be a whole number") from None
 
 
 def _at_least_one(request: object, name: str, value: int) -> None:
@@ -40,6 +49,7 @@ class Draw:
     noise: Recipe | Sequence[Recipe] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "count", _whole(self, "count", self.count))
         _at_least_one(self, "count", self.count)
         if isinstance(self.noise, Sequence):
             object.__setattr__(self, "noise", tuple(self.noise))
@@ -60,6 +70,7 @@ class Start:
     copies: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "copies", _whole(self, "copies", self.copies))
         _at_least_one(self, "copies", self.copies)
         if not 0.0 < self.strength <= 1.0:
             raise UsageError(f"Start: strength is {self.strength} but must lie in (0, 1]")
@@ -97,12 +108,17 @@ class Denoise:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", _nodes(self, self.nodes))
-        object.__setattr__(self, "via", tuple(sorted(set(self.via))))
+        object.__setattr__(self, "via", tuple(sorted({_whole(self, "via", level) for level in self.via})))
+        if self.num_steps is not None:
+            object.__setattr__(self, "num_steps", _whole(self, "num_steps", self.num_steps))
+        object.__setattr__(self, "copies", _whole(self, "copies", self.copies))
         _at_least_one(self, "copies", self.copies)
-        if not isinstance(self.to, int):
-            object.__setattr__(self, "to", tuple(self.to))
+        if isinstance(self.to, Iterable):
+            object.__setattr__(self, "to", tuple(_whole(self, "to", level) for level in self.to))
             if len(self.targets) != len(self.group):
                 raise UsageError(f"Denoise: {len(self.targets)} target levels for {len(self.group)} nodes; give one for each, or one for all")
+        else:
+            object.__setattr__(self, "to", _whole(self, "to", self.to))
         if self.noise is not None and self.copies > 1:
             raise UsageError(f"Denoise: copies is {self.copies} but a noise recipe makes one child; ask once for each recipe")
         if isinstance(self.noise, Fresh) and self.noise.index < 0:
@@ -135,7 +151,9 @@ class Renoise:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", _nodes(self, self.nodes))
+        object.__setattr__(self, "copies", _whole(self, "copies", self.copies))
         _at_least_one(self, "copies", self.copies)
+        object.__setattr__(self, "to", _whole(self, "to", self.to))
         if self.source not in ("latent", "x0"):
             raise UsageError(f"Renoise: source is {self.source!r} but must be 'latent' or 'x0'")
 
@@ -160,6 +178,7 @@ class Perturb:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", _nodes(self, self.nodes))
+        object.__setattr__(self, "copies", _whole(self, "copies", self.copies))
         _at_least_one(self, "copies", self.copies)
         if not 0.0 <= self.scale <= 1.0:
             raise UsageError(f"Perturb: scale is {self.scale} but must lie in [0, 1]")
@@ -191,6 +210,8 @@ class Score:
         object.__setattr__(self, "nodes", _nodes(self, self.nodes))
         if self.at not in ("x0", "lookahead"):
             raise UsageError(f"Score: at is {self.at!r} but must be 'x0' or 'lookahead'")
+        if self.num_steps is not None:
+            object.__setattr__(self, "num_steps", _whole(self, "num_steps", self.num_steps))
         if self.at == "lookahead" and (self.num_steps is None or self.num_steps < 1):
             raise UsageError(f"Score: a look-ahead needs num_steps of at least 1, not {self.num_steps}")
 

@@ -11,7 +11,7 @@ from tsdiff.treesearch import registry
 from tsdiff.treesearch.callables import CallableVerifier
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.parameters import build
-from tsdiff.treesearch.protocols import Policy, Setting, Verifier
+from tsdiff.treesearch.protocols import PendingVerifier, Policy, Setting, Verifier
 
 VerifierLike = str | Verifier | Callable[..., Any]
 
@@ -70,6 +70,9 @@ def resolve_verifiers(verifiers: VerifierLike | Sequence[VerifierLike]) -> tuple
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"verifier {twice[0]!r} is given twice; scores are kept by name, so name each once")
+    mute = [one.name for one in resolved if one.latency == "pending" and not isinstance(one, PendingVerifier)]
+    if mute:
+        raise UsageError(f"verifier {mute[0]!r} says that its latency is pending but has no method `ask`")
     late = [one.name for one in resolved[1:] if one.scope == "set"]
     if late:
         raise UsageError(f"verifier {late[0]!r} scores whole sets and can only steer; name it first")

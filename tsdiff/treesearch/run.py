@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import TsdiffError, UsageError
 from tsdiff.treesearch.node import Node
-from tsdiff.treesearch.noise import Recipe, realize, roots_of
+from tsdiff.treesearch.noise import Given, Mix, Recipe, realize, roots_of
 from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, TreeView, Verifier
 from tsdiff.treesearch.requests import Gather, Request
 from tsdiff.treesearch.store import Store
@@ -281,9 +281,13 @@ class Run:
         if self.mistake is None and isinstance(error, TsdiffError):
             self.mistake = error
 
+    def owns(self, node: Node) -> bool:
+        """Whether the node is one of this tree."""
+        return node.index < len(self.tree.nodes) and self.tree.nodes[node.index] is node
+
     def require_open(self, node: Node, request: Request) -> None:
         """Raise a UsageError unless the node is one of this tree that may still be used."""
-        if node.index >= len(self.tree.nodes) or self.tree.nodes[node.index] is not node:
+        if not self.owns(node):
             raise UsageError(f"{type(request).__name__}: {node!r} belongs to another tree")
         if node.status == "closed":
             raise UsageError(f"{type(request).__name__}: node {node.index} was released; release a node only when it is not needed any more")
@@ -300,12 +304,22 @@ class Run:
 
     # Noise ------------------------------------------------------------------------------------------------------
 
+    def require_noise(self, recipe: Recipe, request: Request) -> None:
+        """Raise a UsageError unless the noise of a recipe can be made."""
+        kind = type(request).__name__
+        for index in roots_of(recipe):
+            if not 0 <= index < len(self.tree.roots):
+                raise UsageError(f"{kind}: root {index} of {recipe} does not exist; this tree has {len(self.tree.roots)} roots, counted from 0")
+        fresh = recipe.fresh[0] if isinstance(recipe, Mix) and recipe.fresh is not None else getattr(recipe, "index", 0)
+        if fresh < 0:
+            raise UsageError(f"{kind}: noise number {fresh} of {recipe} does not exist; noises count from 0")
+        if isinstance(recipe, Given) and (self.given is None or recipe != self.first):
+            raise UsageError(f"{kind}: {recipe} is not the noise that this search was given; pass it as latents=")
+
     def realize(self, recipe: Recipe) -> Array:
         """The noise of a recipe; roots' noises come from the store, where they are always kept."""
         roots: dict[int, np.ndarray[Any, Any]] = {}
         for index in roots_of(recipe):
-            if not 0 <= index < len(self.tree.roots):
-                raise UsageError(f"{recipe}: root {index} does not exist; this tree has {len(self.tree.roots)} roots, counted from 0")
             roots[index] = self.store.get(self.key("noise", index))["noise"].cpu().numpy()
         return realize(recipe, seed=self.tree.seed, shape=self.shape, roots=roots, given=self.given)
 

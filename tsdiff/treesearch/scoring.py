@@ -28,7 +28,8 @@ class ScoreHandler:
         verifier = self._verifier(run, request)
         last = run.tree.schedule.last
         for node in request.group:
-            run.require_open(node, request)
+            if not (run.finishing and node.level == last and run.owns(node)):  # a released sample may still become the answer
+                run.require_open(node, request)
             if verifier.judges == "final" and request.at == "x0" and node.level < last:
                 raise UsageError(f"Score: {verifier.name} judges finished samples only, but node {node.index} stands at level {node.level} of {last}; use at='lookahead'")
 
@@ -167,6 +168,8 @@ class Scoring:
             missing = [need for need in judge.needs if need.startswith("ancestor_x0@") and need not in ancestors]
             then = partial(self._judged, judge, pixels)
             if missing:
+                if self.collector is not None and judge is self.verifier:
+                    self.collector.skip()
                 then([Value(None, reason=f"{judge.name} compares with an estimate at sigma/alpha {missing[0].partition('@')[2]}, which this node has not reached")])
             elif self.collector is not None and judge is self.verifier:
                 self.collector.add(candidate, then)

@@ -5,10 +5,12 @@ The engine grows it; a policy reads it (`TreeView`). It holds no tensor.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Budget, TreeLedger
 from tsdiff.treesearch.node import Json, Move, Node
 from tsdiff.treesearch.noise import derive, generator
@@ -76,7 +78,11 @@ class Tree:
         return self._generators[key]
 
     def note(self, node: Node | None = None, **facts: Json) -> None:
-        """Write facts on a node, or on the tree (in order)."""
+        """Write facts on a node, or on the tree (in order). Raises UsageError if they are not strict JSON."""
+        try:
+            json.dumps(facts, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"note: {facts!r} is not strict JSON ({error}); write plain, finite numbers, text, lists and dictionaries") from None
         if node is not None:
             node.note.update(facts)
         else:

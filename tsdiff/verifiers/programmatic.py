@@ -35,10 +35,10 @@ class _Formula(ABC):
     def __post_init__(self) -> None:
         check(self)
 
-    def prepare(self, device: str) -> None:
+    def prepare(self, device: str) -> None:  # noqa: B027 - nothing to do, for every formula
         """There are no weights to load."""
 
-    def check(self, condition: Condition) -> None:
+    def check(self, condition: Condition) -> None:  # noqa: B027
         """Any condition will do: only pixels are read."""
 
     def score(self, candidates: Candidates) -> Scores:

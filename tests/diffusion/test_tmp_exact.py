@@ -1,0 +1,270 @@
+"""Stable Diffusion: trajectories equal those of diffusers' own pipelines, whatever shares the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from tiny_sd import SCHEDULER, tiny_stable_diffusion
+from torch import Tensor
+
+from tsdiff.diffusion.family import VP_SOLVERS
+from tsdiff.diffusion.loading import load_model
+from tsdiff.treesearch.protocols import Condition, Encoded, StepState
+from tsdiff.treesearch.schedule import Schedule, SolverInfo
+
+# Of numpy, about how diffusers itself computes sigmas.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+STEPS = 6
+SHAPE = (4, 8, 8)
+# The pipeline's batches hold other row counts than ours, and kernels differ by the last bits.
+CLOSE = {"rtol": 0.0, "atol": 0.0}
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddim(eta=0.8)": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+}
+GUIDANCE = {"off": (1.0, 0.0), "on": (5.0, 0.0), "rescaled": (5.0, 0.7)}
+
+
+def swapped(pipe: Any, solver: str, name_of_class: str = "StableDiffusionPipeline") -> Any:
+    """Another pipeline around the same modules, with the scheduler of diffusers that a solver stands for."""
+    name, options = SCHEDULERS[solver]
+    parts = {**pipe.components, "scheduler": getattr(diffusers, name).from_config(pipe.scheduler.config, **options)}
+    other = getattr(diffusers, name_of_class)(**parts, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, noises: list[Tensor]) -> Iterator[Tensor]:
+    """Let all that diffusers draws come from a list, in order."""
+    from diffusers.models.autoencoders import vae
+    from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+    from diffusers.schedulers import (
+        scheduling_ddim,
+        scheduling_ddpm,
+        scheduling_dpmsolver_multistep,
+        scheduling_euler_ancestral_discrete,
+    )
+
+    supply = iter(noises)
+
+    def draw(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
+        noise = next(supply)
+        assert tuple(noise.shape) == tuple(shape)
+        return noise
+
+    for module in (vae, img2img, scheduling_ddim, scheduling_ddpm, scheduling_dpmsolver_multistep, scheduling_euler_ancestral_discrete):
+        monkeypatch.setattr(module, "randn_tensor", draw)
+    return supply
+
+
+@dataclass
+class Track:
+    """One sample on its way, as an engine would keep it."""
+
+    latents: Tensor
+    level: int = 0
+    history: tuple[Tensor, ...] = ()
+    history_level: int = -1
+
+
+def tick(sampler: Any, tracks: list[Track], encoded: list[Encoded], noises: list[Tensor], scale: float, rescale: float) -> None:
+    """One step of every track, all of them in one batch whatever their levels."""
+    levels = [track.level for track in tracks]
+    nexts = [level + 1 for level in levels]
+    width = max(len(track.history) for track in tracks)
+    blank = torch.zeros_like(tracks[0].latents)
+    history = tuple(torch.cat([track.history[i] if track.history else blank for track in tracks]) for i in range(width))
+    state = StepState(torch.cat([track.latents for track in tracks]), history, [track.history_level for track in tracks])
+
+    def guided(latents: Tensor, at: list[int], which: list[int]) -> Tensor:
+        cond = sampler.evaluate(latents, at, [encoded[i].rows[0] for i in which])
+        if scale <= 1.0:
+            return cond
+        uncond = sampler.evaluate(latents, at, [encoded[i].rows[1] for i in which])
+        return sampler.guide(cond, uncond, [scale] * len(at), [rescale] * len(at))
+
+    everyone = list(range(len(tracks)))
+    output = guided(state.latents, levels, everyone)
+    noise = torch.stack([torch.cat(noises)]) if sampler.solver.stochastic else None
+    state = sampler.advance(state, 0, levels, nexts, output, noise)
+    latents = [state.latents[i : i + 1] for i in everyone]
+    unfinished = [i for i in everyone if sampler.solver.stages == 2 and sampler.schedule.sigma[nexts[i]] > 0]
+    if unfinished:
+        part = StepState(state.latents[unfinished], tuple(h[unfinished] for h in state.history), [state.history_levels[i] for i in unfinished])
+        at, to = [levels[i] for i in unfinished], [nexts[i] for i in unfinished]
+        corrected = sampler.advance(part, 1, at, to, guided(part.latents, to, unfinished), None).latents
+        for place, i in enumerate(unfinished):
+            latents[i] = corrected[place : place + 1]
+    for i, track in enumerate(tracks):
+        track.latents, track.level = latents[i], nexts[i]
+        if sampler.solver.stages == 1 and state.history:
+            track.history, track.history_level = tuple(h[i : i + 1] for h in state.history), state.history_levels[i]
+
+
+def sample(
+    model: Any, schedule: Schedule, solver: SolverInfo, latents: Tensor, encoded: list[Encoded], noises: Tensor, guidance: str, stagger: int = 0
+) -> Tensor:
+    """Denoise latents (B, ...) in one batch; row i starts `i * stagger` ticks after row 0. `noises` is (T, B, ...)."""
+    sampler = model.sampler(schedule, solver)
+    tracks = [Track(row[None]) for row in latents]
+    time = 0
+    while any(track.level < schedule.last for track in tracks):
+        rows = [i for i, track in enumerate(tracks) if time >= i * stagger and track.level < schedule.last]
+        tick(
+            sampler,
+            [tracks[i] for i in rows],
+            [encoded[i] for i in rows],
+            [noises[tracks[i].level, i : i + 1] for i in rows],
+            *GUIDANCE[guidance],
+        )
+        time += 1
+    return torch.cat([track.latents for track in tracks])
+
+
+@pytest.fixture(scope="module")
+def noise() -> Tensor:
+    """(1 + STEPS, B, ...): initial noise, then one for each step."""
+    return torch.randn((1 + STEPS, 3, *SHAPE), generator=torch.Generator().manual_seed(5))
+
+
+PROMPTS = ["a red cube on a blue sphere", "two cats", ""]
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize("solver", SCHEDULERS)
+def test_a_trajectory_equals_the_pipelines(
+    tiny_pipe: Any, noise: Tensor, monkeypatch: pytest.MonkeyPatch, solver: str, guidance: str
+) -> None:
+    model = load_model(tiny_pipe)
+    info = model.solver(solver)
+    schedule = model.schedule(info, STEPS, None)
+    scale, rescale = GUIDANCE[guidance]
+    encoded = model.encode([Condition(prompt, negative_prompt="blurry") for prompt in PROMPTS], guided=scale > 1)
+    ours = sample(model, schedule, info, model.sampler(schedule, info).draw(noise[0]), encoded, noise[1:], guidance)
+
+    inject(monkeypatch, list(noise[1:]))
+    theirs = swapped(tiny_pipe, solver)(
+        PROMPTS, negative_prompt=["blurry"] * 3, latents=noise[0], num_inference_steps=STEPS, guidance_scale=scale,
+        guidance_rescale=rescale, eta=info.eta, output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    assert ours.std() > 0.1
+
+
+@pytest.mark.parametrize("solver", SCHEDULERS)
+def test_rows_at_different_levels_share_a_batch(tiny_pipe: Any, noise: Tensor, solver: str) -> None:
+    model = load_model(tiny_pipe)
+    info = model.solver(solver)
+    schedule = model.schedule(info, STEPS, None)
+    encoded = model.encode([Condition(prompt) for prompt in PROMPTS], guided=True)
+    start = model.sampler(schedule, info).draw(noise[0])
+    together = sample(model, schedule, info, start, encoded, noise[1:], "on")
+    staggered = sample(model, schedule, info, start, encoded, noise[1:], "on", stagger=2)
+    torch.testing.assert_close(staggered, together, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+        {"timestep_spacing": "linspace"},
+        {"prediction_type": "sample", "set_alpha_to_one": True},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_odd_scheduler_conventions_are_kept(tiny_pipe: Any, noise: Tensor, options: dict[str, Any]) -> None:
+    pipe = swapped(tiny_pipe, "ddim")
+    pipe.scheduler = diffusers.DDIMScheduler(**(SCHEDULER | options))
+    model = load_model(pipe)
+    info = model.solver()
+    schedule = model.schedule(info, STEPS, None)
+    encoded = model.encode([Condition(prompt) for prompt in PROMPTS], guided=True)
+    ours = sample(model, schedule, info, noise[0], encoded, noise[1:], "on")
+    theirs = pipe(PROMPTS, latents=noise[0], num_inference_steps=STEPS, guidance_scale=5.0, output_type="latent").images
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "euler", "dpm++2m"])
+def test_starting_from_an_image_equals_image_to_image(
+    tiny_pipe: Any, noise: Tensor, monkeypatch: pytest.MonkeyPatch, solver: str
+) -> None:
+    strength = 0.6
+    images = torch.rand((3, 3, 16, 16), generator=torch.Generator().manual_seed(1))
+    model = load_model(tiny_pipe)
+    info = model.solver(solver)
+    full = model.schedule(info, STEPS, None)
+    tail = full.tail(STEPS - int(STEPS * strength))
+    origin = model.encode_images(images, noise[1])
+    encoded = model.encode([Condition(prompt) for prompt in PROMPTS], guided=True)
+    start = model.sampler(tail, info).draw(noise[0], origin=origin)
+    ours = sample(model, tail, info, start, encoded, noise[1:], "on")
+
+    inject(monkeypatch, [noise[1], noise[0]])
+    theirs = swapped(tiny_pipe, solver, "StableDiffusionImg2ImgPipeline")(
+        PROMPTS, image=images, strength=strength, num_inference_steps=STEPS, guidance_scale=5.0, output_type="latent"
+    ).images
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_the_image_to_image_class_is_loaded_too(tiny_pipe: Any) -> None:
+    other = swapped(tiny_pipe, "ddim", "StableDiffusionImg2ImgPipeline")
+    assert load_model(other).fingerprint == load_model(tiny_pipe).fingerprint
+
+
+def test_decoded_images_equal_the_pipelines(tiny_pipe: Any, noise: Tensor) -> None:
+    model = load_model(tiny_pipe)
+    theirs = swapped(tiny_pipe, "ddim")(PROMPTS, latents=noise[0], num_inference_steps=2, output_type="pt").images
+    latents = swapped(tiny_pipe, "ddim")(PROMPTS, latents=noise[0], num_inference_steps=2, output_type="latent").images
+    pixels = model.decode(latents).pixels
+    assert pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels, theirs, rtol=0, atol=1e-6)
+
+
+def test_embeddings_replace_prompts_and_a_pipeline_needs_no_text_encoder(tiny_pipe: Any, noise: Tensor) -> None:
+    bare = tiny_stable_diffusion(text_encoder=None, tokenizer=None, unet=tiny_pipe.unet, vae=tiny_pipe.vae)
+    positive, negative = torch.randn((2, 20, 32), generator=torch.Generator().manual_seed(2))
+    model = load_model(bare)
+    info = model.solver("euler")
+    schedule = model.schedule(info, STEPS, None)
+    condition = Condition("for verifiers only", tensors={"prompt_embeds": positive, "negative_prompt_embeds": negative[None]})
+    ours = sample(model, schedule, info, noise[0, :1] * schedule.init_noise_sigma, model.encode([condition], guided=True), noise[1:, :1], "on")
+    theirs = swapped(bare, "euler")(
+        prompt_embeds=positive[None], negative_prompt_embeds=negative[None], latents=noise[0, :1], num_inference_steps=STEPS,
+        guidance_scale=5.0, output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_the_schedule_is_made_once_and_shared_by_outline_and_model(tiny_pipe: Any) -> None:
+    model = load_model(tiny_pipe)
+    info = model.solver("ddpm")
+    schedule = model.outline.schedule(info, STEPS, (16, 16))
+    assert model.schedule(info, STEPS, (16, 16)) is schedule
+    twice = schedule.tail(1).tail(2)
+    assert model.sampler(twice, info).schedule == twice
+    other = load_model(tiny_stable_diffusion(scheduler=diffusers.DDIMScheduler(**SCHEDULER | {"beta_end": 0.02})))
+    with pytest.raises(ValueError, match="not made by this model"):
+        model.sampler(other.schedule(info, STEPS, None), info)
+
+
+def test_the_solver_of_the_pipelines_own_scheduler_comes_first(tiny_pipe: Any) -> None:
+    for text in SCHEDULERS:
+        name = text.partition("(")[0]
+        model = load_model(swapped(tiny_pipe, text))
+        assert model.solvers[0] == name
+        assert sorted(model.solvers) == sorted(VP_SOLVERS)
+        assert model.notices == ()
