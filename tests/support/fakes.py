@@ -186,8 +186,8 @@ def grow(
     conditions: Sequence[Condition] | None = None,
     class_label: int | None = None,
     verifiers: Sequence[Any] | None = None,
-    guidance: Guidance = Guidance(),
-    limits: Limits = Limits(),
+    guidance: Guidance | None = None,
+    limits: Limits | None = None,
     nfe: int | None = None,
     recorder: Any = None,
     expected_rows: int = 0,
@@ -196,6 +196,8 @@ def grow(
     **options: Any,
 ) -> Grown:
     """Run searches in one engine; with `ok`, their errors are raised."""
+    limits = limits or Limits()
+    guidance = guidance or Guidance()
     model = Hooked() if model is None else model
     helpers = dict(helpers or {})
     verifiers = [Judge()] if verifiers is None else list(verifiers)
@@ -287,13 +289,15 @@ class RandomSearch:
             before = snapshot(tree)
             try:
                 reply = yield request
-            except BudgetExhausted as refusal:
-                assert snapshot(tree) == before, "a refusal changed the tree"
-                assert refusal.remaining is None or refusal.remaining == tree.budget.remaining
+            except BudgetExhausted as caught:
+                refusal = caught
                 if rng.random() >= self.catch:
                     raise
             else:
                 check_reply(request, reply, tree)
+                continue
+            assert snapshot(tree) == before, "a refusal changed the tree"
+            assert refusal.remaining is None or refusal.remaining == tree.budget.remaining
         ending = rng.random()
         leaves = [node for node in tree.nodes if node.level == tree.schedule.last and not node.draft and not node.failed]
         if ending < 0.2 and leaves:

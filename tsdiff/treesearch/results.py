@@ -210,6 +210,7 @@ class Results(Sequence[Result]):
       engine: what the engine did for all of them together.
       failures: the searches that ended without an answer.
       path: the folder of run folders, if there is one.
+      notices: what came up while it ran (a prompt that was cut, say), for the user.
     """
 
     results: list[Result]
@@ -217,6 +218,7 @@ class Results(Sequence[Result]):
     failures: list[Failure] = field(default_factory=list)
     path: Path | None = None
     seconds: float = 0.0
+    notices: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.results)

@@ -132,7 +132,8 @@ def execute(plan: Plan, *, callback: Callable[[Progress], None] | None = None) -
         finally:
             store.close()
     results, failures = collector.finish()
-    done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started)
+    notices = tuple(line for line in model.notices if line not in plan.notices)
+    done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices)
     if folder is not None:
         _write_index(plan, done, folder)
     return done
