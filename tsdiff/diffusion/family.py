@@ -141,8 +141,8 @@ class PipelineOutline(ABC):
         """Shape of one latent, without batch axis."""
 
     @abstractmethod
-    def check(self, condition: Condition) -> None:
-        """Raise UsageError if the model cannot take this condition."""
+    def check(self, condition: Condition, *, guided: bool = False) -> None:
+        """Raise UsageError if the model cannot take this condition (under guidance)."""
 
     @abstractmethod
     def load(self) -> DiffusionModel:
@@ -190,9 +190,9 @@ class PipelineModel(ABC):
         """See the outline."""
         return self.outline.latent_shape(size)
 
-    def check(self, condition: Condition) -> None:
+    def check(self, condition: Condition, *, guided: bool = False) -> None:
         """See the outline."""
-        self.outline.check(condition)
+        self.outline.check(condition, guided=guided)
 
     def load(self) -> DiffusionModel:
         """The model itself: it is loaded."""

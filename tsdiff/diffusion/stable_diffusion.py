@@ -76,9 +76,9 @@ class StableDiffusionOutline(PipelineOutline):
         height, width = self.size(None, None) if size is None else size
         return int(self.unet["in_channels"]), height // self.scale_factor, width // self.scale_factor
 
-    def check(self, condition: Condition) -> None:
-        """Raise UsageError if the model cannot take this condition."""
-        self.rules.check(condition)
+    def check(self, condition: Condition, *, guided: bool = False) -> None:
+        """Raise UsageError if the model cannot take this condition (under guidance)."""
+        self.rules.check(condition, guided=guided)
 
     def load(self) -> StableDiffusionModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""

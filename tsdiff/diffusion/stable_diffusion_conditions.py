@@ -41,8 +41,8 @@ class ConditionRules:
     width: int
     ip_adapter: bool
 
-    def check(self, condition: Condition) -> None:
-        """Raise UsageError if the model cannot take a condition."""
+    def check(self, condition: Condition, *, guided: bool = False) -> None:
+        """Raise UsageError if the model cannot take a condition (under guidance)."""
         if condition.class_label is not None:
             raise UsageError(f"{self.name!r} is conditioned on text, not on classes; leave out class {condition.class_label!r} and give a prompt")
         for kind, given, known in (("tensor", condition.tensors, TENSORS), ("option", condition.extra, EXTRAS)):
@@ -53,7 +53,7 @@ class ConditionRules:
             if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] != 1) or tensor.shape[-1] != self.width:
                 raise UsageError(f"{key} has shape {tuple(tensor.shape)} but must be (tokens, {self.width}) or (1, tokens, {self.width})")
         if self.text_layers is None:
-            self._check_without_encoder(condition)
+            self._check_without_encoder(condition, guided=guided)
         skip = condition.extra.get("clip_skip")
         if skip is not None and self.text_layers is not None and not (isinstance(skip, int) and 0 <= skip < self.text_layers):
             raise UsageError(f"clip_skip is {skip!r} but must be a whole number between 0 and {self.text_layers - 1}")
@@ -62,9 +62,11 @@ class ConditionRules:
             raise UsageError(f"cross_attention_kwargs is a {type(options).__name__} but must be a dictionary, e.g. {{'scale': 0.8}}")
         self._check_images(condition)
 
-    def _check_without_encoder(self, condition: Condition) -> None:
+    def _check_without_encoder(self, condition: Condition, *, guided: bool) -> None:
         if "prompt_embeds" not in condition.tensors:
             raise UsageError(f"{self.name!r} has no text encoder, so a prompt cannot be encoded; give prompt_embeds (and negative_prompt_embeds for guidance)")
+        if guided and "negative_prompt_embeds" not in condition.tensors:
+            raise UsageError(f"{self.name!r} has no text encoder, so guidance needs negative_prompt_embeds beside prompt_embeds; give both, or guidance_scale=1")
         if condition.negative_prompt and "negative_prompt_embeds" not in condition.tensors:
             raise UsageError(f"{self.name!r} has no text encoder, so the negative prompt cannot be encoded; give negative_prompt_embeds")
         if condition.extra.get("clip_skip") is not None:

@@ -173,8 +173,10 @@ def prepare(
         notices.append(f"no prompt was given: searching the demonstration prompt {outline.demo.prompt!r}")
     base = Condition("", negative_prompt, class_label, tensors, dict(condition_extra or {}))
     conditions = tuple(_conditions(prompts, base))
+    scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
+    guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
     for condition in conditions:
-        outline.check(condition)
+        outline.check(condition, guided=guidance.on)
     if not verifiers and not callable(verifiers):
         if outline.demo is None:
             raise UsageError("no verifier was given, so there is nothing to search for; name one (--verifier), `tsdiff list verifiers` lists all")

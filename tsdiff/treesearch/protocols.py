@@ -188,8 +188,8 @@ class ModelOutline(Protocol):
         """The levels of a solver. Raises UsageError if the number of steps does not fit the model."""
         ...
 
-    def check(self, condition: Condition) -> None:
-        """Raise UsageError if the model cannot take this condition."""
+    def check(self, condition: Condition, *, guided: bool = False) -> None:
+        """Raise UsageError if the model cannot take this condition (under guidance)."""
         ...
 
     def load(self) -> DiffusionModel:

@@ -109,11 +109,16 @@ def execute(plan: Plan, *, callback: Callable[[Progress], None] | None = None) -
     """
     started = time.perf_counter()
     folder = None if plan.out is None else claim_folder(plan.out)
-    model = plan.model.load()
-    models: dict[str | None, DiffusionModel] = {None: model}
-    models.update({name: outline.load() for name, outline in plan.helpers.items()})
-    for verifier in plan.verifiers:
-        verifier.prepare(model.device)
+    try:
+        model = plan.model.load()
+        models: dict[str | None, DiffusionModel] = {None: model}
+        models.update({name: outline.load() for name, outline in plan.helpers.items()})
+        for verifier in plan.verifiers:
+            verifier.prepare(model.device)
+    except BaseException:
+        if folder is not None:
+            folder.rmdir()  # nothing has been written into it yet
+        raise
     store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
     collector = _Collector(plan, folder)
 

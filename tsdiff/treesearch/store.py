@@ -146,6 +146,7 @@ class Store:
         data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         if self._segment_size >= SEGMENT_BYTES:
             self._segment, self._segment_size = self._segment + 1, 0
+            self._tidy(self._segment - 1)
         with self._path(self._segment).open("ab") as file:
             file.write(data)
         place = _OnDisk(self._segment, self._segment_size, len(data), tuple(tensor.shape), tensor.dtype)
@@ -162,13 +163,20 @@ class Store:
             data = bytearray(file.read(place.size))
         if len(data) != place.size:
             raise OSError(f"the scratch file {self._path(place.segment)} was cut short; was it changed while the search ran?")
+        if not data:
+            return torch.empty(place.shape, dtype=place.dtype)
         return torch.frombuffer(data, dtype=torch.uint8).view(place.dtype).reshape(place.shape)
 
     def _forget(self, key: Hashable) -> None:
         for place in self._disk.pop(key).values():
             self._segment_live[place.segment] -= 1
-            if self._segment_live[place.segment] == 0 and place.segment != self._segment:
-                self._path(place.segment).unlink(missing_ok=True)
+            self._tidy(place.segment)
+
+    def _tidy(self, segment: int) -> None:
+        """Remove a full segment once nothing in it is wanted any more."""
+        if segment != self._segment and not self._segment_live[segment]:
+            del self._segment_live[segment]
+            self._path(segment).unlink(missing_ok=True)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ EXACT = {
     "ve": SolverInfo("exact", "euler", stochastic=True, num_noise=2, ode="euler"),
     "flow": SolverInfo("exact", "flow", stochastic=True, num_noise=2, ode="flow-euler"),
 }
+LISTED = {"exact": EXACT["vp"]}
+"""Solvers of this world's own, for listings; each process has its own kind of `exact`."""
+
 PICTURE_PIXELS = 128
 
 
@@ -135,11 +138,15 @@ class GaussianModel:
 
         return plain_tables(self.process, solver, num_steps).schedule
 
-    def check(self, condition: Condition) -> None:
-        """Accept "" and "near (x, y)" as prompts, and classes. Raises UsageError for anything else."""
+    def check(self, condition: Condition, *, guided: bool = False) -> None:
+        """Accept "" and "near (x, y)" as prompts, and classes; guidance needs a class. Raises UsageError otherwise."""
         if condition.prompt:
             parse_target(condition.prompt, self.mixture.dim)
         class_index(condition.class_label, self.mixture.num_components, self.class_names)
+        if guided and condition.class_label is None:
+            raise UsageError(
+                f"guidance needs a class (0 to {self.mixture.num_components - 1}): give one, or a guidance scale of at most 1"
+            )
         if condition.negative_prompt:
             raise UsageError(
                 f"the model {self.name!r} has no use for a negative prompt ({condition.negative_prompt!r}); leave it out"
@@ -193,10 +200,6 @@ class GaussianModel:
         encoded = []
         for condition in conditions:
             index = class_index(condition.class_label, self.mixture.num_components, self.class_names)
-            if guided and index is None:
-                raise UsageError(
-                    f"guidance needs a class (0 to {self.mixture.num_components - 1}): give one, or a guidance scale of at most 1"
-                )
             laws = [self.mixture.log_weights(index)] + [self.mixture.log_weights()] * guided
             rows = tuple({"log_weights": torch.tensor(law, dtype=torch.float64, device=self.device)} for law in laws)
             encoded.append(Encoded(rows, bucket="gaussian"))
