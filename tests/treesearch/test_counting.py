@@ -84,8 +84,6 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_kind_of_request_is_counted(name):
     options = dict(SETTINGS[name])
-    if name == "interval":
-        options["guidance"] = Guidance(3.0, 0.0, (0.3, 3.0))
     model = Hooked(*options.pop("model", ()))
     grown = spent(every_request, model=model, verifiers=[Judge(), Judge("other")], **options)
     ledger, tree = grown.engine.ledger, grown.tree

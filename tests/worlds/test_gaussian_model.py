@@ -130,9 +130,10 @@ def test_classes_are_rows_that_single_out_a_component(label: int | str) -> None:
 
 def test_guidance_without_a_class_is_refused() -> None:
     model = outline("gaussian", LoadOptions())
-    model.encode([Condition()], guided=False)
+    model.check(Condition())
+    model.check(Condition(class_label=0), guided=True)
     with pytest.raises(UsageError, match="guidance needs a class"):
-        model.encode([Condition(prompt="near (0, 0)")], guided=True)
+        model.check(Condition(prompt="near (0, 0)"), guided=True)
 
 
 @settings(max_examples=30, deadline=None)

@@ -190,11 +190,7 @@ class GaussianModel:
         return tables
 
     def encode(self, conditions: Sequence[Condition], *, guided: bool) -> list[Encoded]:
-        """Rows {"log_weights": (K,)} of each condition, and of the whole mixture to guide with.
-
-        Raises:
-          UsageError: if a condition without a class is to be guided: there is nothing to guide towards.
-        """
+        """Rows {"log_weights": (K,)} of each condition, and of the whole mixture to guide with."""
         import torch
 
         encoded = []
