@@ -181,7 +181,7 @@ def test_streams_follow_from_the_place():
         (elsewhere,) = yield Renoise(children[0], to=0)
         assert elsewhere.stream == derive(children[0].stream, "renoise", 2, 0, 0)
         moved = yield Perturb(children[0], 0.5, copies=2)
-        assert len({node.stream for node in tree.nodes}) == len(tree.nodes) - 2 - 0  # child 0 and the chosen branch repeat one
+        assert len({node.stream for node in tree.nodes}) == len(tree.nodes) - 2  # child 0 and the chosen branch repeat one
         return (yield from end(tree, (yield Denoise(moved[0], to=6))))
 
     grown = grow(search, eta=1.0, seeds=[17])

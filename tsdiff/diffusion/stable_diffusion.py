@@ -104,6 +104,7 @@ class StableDiffusionModel(PipelineModel):
             pipeline, device = load_pipeline(outline.source, outline.source.class_name)
         super().__init__(outline, pipeline, str(device_of(pipeline.unet, device)))
         self.channels = int(outline.unet["in_channels"])
+        self._dtype = pipeline.unet.dtype  # diffusers walks through all parameters to tell it, which takes a millisecond
         self._conditioner = Conditioner(pipeline, self.device)
         vae = pipeline.vae
         self._vae_device = device_of(vae, device)
@@ -135,7 +136,7 @@ class StableDiffusionModel(PipelineModel):
         import torch
 
         unet = self.pipeline.unet
-        target = {"device": self.device, "dtype": unet.dtype}
+        target = {"device": self.device, "dtype": self._dtype}
         images = [torch.stack([row[key] for row in rows]).to(**target) for key in sorted(rows[0]) if key.startswith(IMAGE)]
         options = self._conditioner.attention_kwargs(rows[0])
         with torch.no_grad(), self._conditioner.scale_kept(options.get("scale") if options else None):

@@ -225,7 +225,8 @@ class Engine:
                 return
         if run.finishing:
             failed = [n.index for n in run.tree.nodes if n.failed]
-            reasons = sorted({n.reason for n in run.tree.nodes if n.reason})
+            # The causes, in order; what failed after a failed parent explains nothing.
+            reasons = list(dict.fromkeys(n.reason for n in run.tree.nodes if n.reason and not (n.parent is not None and n.parent.failed)))
             self._end(run, run.mistake or SearchFailed(f"no sample could be finished: nodes {failed[:8]} failed ({'; '.join(reasons[:3]) or 'none was left to grow'})"))
             return
         self._finish(run)
