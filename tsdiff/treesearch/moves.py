@@ -290,7 +290,7 @@ class RenoiseHandler:
                     latent = kept["latent"]
                     arrived = [run.arrived[node.index]] * copies
                     latents = sampler.renoise(latent.expand(copies, *latent.shape), arrived, [node.level] * copies, [request.to] * copies, noise)
-                captured = {name: tensor for name, tensor in kept.items() if run.ancestor_levels.get(name, request.to) < request.to}
+                captured = {name: kept[name] for name, level in run.ancestor_levels.items() if name in kept and _captured_at(node, level) < request.to}
                 place(run, group, children, latents, captured)
 
             with_estimate(engine, group, node, children, spread, needed=request.source == "x0")
@@ -299,6 +299,17 @@ class RenoiseHandler:
 
 def _stays(node: Node, request: Renoise) -> bool:
     return node.level == request.to and request.source == "latent"
+
+
+def _captured_at(node: Node, wanted: int) -> int:
+    """The level of the clean estimate that a node carries for `wanted`: the first at or past it that its path stepped from."""
+    level = -1
+    for step in node.path():
+        if step.move.kind == "renoise" and step.level <= level:
+            level = -1
+        elif step.move.kind == "denoise" and level < 0:
+            level = next((start for start in step.move.levels[:-1] if start >= wanted), -1)
+    return level
 
 
 class PerturbHandler:

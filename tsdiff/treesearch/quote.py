@@ -63,17 +63,12 @@ class Quote:
         last = run.tree.schedule.last
         if run.finished_leaf or any(level == last for level, _ in self._created):
             return 0
-        stages = run.tree.solver.stages
-
-        def cost(level: int) -> int:
-            return run.tree.schedule.span_cost(tuple(range(level, last + 1)), stages)
-
         leaving = [(node.level, run.has_prediction(node, None)) for node in self._released]
         for level, predicted in leaving:
             run.frontier.add(level, predicted, -1)
         try:
-            cheapest = run.frontier.cheapest(cost, self._created)
-            return cost(0) if cheapest is None else cheapest  # with nothing live, a new sample has to be drawn
+            cheapest = run.frontier.cheapest(run.completion_cost, self._created)
+            return run.completion_cost[0] if cheapest is None else cheapest  # with nothing live, a new sample has to be drawn
         finally:
             for level, predicted in leaving:
                 run.frontier.add(level, predicted)

@@ -58,9 +58,9 @@ class Frontier:
         if not self.counts[key]:
             del self.counts[key]
 
-    def cheapest(self, cost: Callable[[int], int], extra: Sequence[tuple[int, bool]] = ()) -> int | None:
+    def cheapest(self, completion_cost: Sequence[int], extra: Sequence[tuple[int, bool]] = ()) -> int | None:
         """NFE of the cheapest full-grid completion among the live nodes and `extra` ones; None if there are none."""
-        prices = [cost(level) - predicted for level, predicted in (*self.counts, *extra)]
+        prices = [completion_cost[level] - predicted for level, predicted in (*self.counts, *extra)]
         return min((max(price, 0) for price in prices), default=None)
 
 
@@ -159,7 +159,7 @@ class Run:
         self.on_end = on_end
         self.shape = self.bindings[None].model.latent_shape(size)
         self.ancestor_levels = {
-            need: tree.schedule.level_at(-2.0 * math.log(float(need.partition("@")[2])))
+            need: tree.schedule.level_at(-2.0 * math.log(float(need.partition("@")[2])) - 1e-9)  # a level's own ratio names it
             for verifier in verifiers
             for need in verifier.needs
             if need.startswith("ancestor_x0@")
@@ -178,6 +178,9 @@ class Run:
         self.mistake: TsdiffError | None = None
         self.truncated: str | None = None
         self.frontier = Frontier()
+        self.completion_cost = [0] * (tree.schedule.last + 1)  # NFE from each level to the last on the full grid
+        for level in reversed(range(tree.schedule.last)):
+            self.completion_cost[level] = self.completion_cost[level + 1] + tree.schedule.step_cost(level + 1, tree.solver.stages)
         self.finished_leaf = False
         self.predicted: set[tuple[int, str | None]] = set()
         self.arrived: dict[int, bool] = {}

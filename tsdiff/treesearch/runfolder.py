@@ -138,6 +138,8 @@ def read_tree(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{str(folder)!r} is not a run folder: it has no tree.json") from None
     except (ValueError, OSError) as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{str(path)!r} cannot be read: it holds no JSON object")
     if data.get("format") != FORMAT:
         raise UsageError(f"{str(path)!r} has format {data.get('format')}, but this tsdiff reads format {FORMAT}; install a newer tsdiff")
     return data

@@ -202,7 +202,8 @@ class CandidateBatch:
         """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`."""
         import torch
 
-        name = f"ancestor_x0@{ratio:g}"
+        declared = {name for row in self._rows for name in row.ancestors if float(name.partition("@")[2]) == ratio}
+        name = next(iter(declared), f"ancestor_x0@{ratio:g}")
         missing = [row.node.index for row in self._rows if name not in row.ancestors]
         if missing:
             raise UsageError(f"nodes {missing} have no ancestor estimate at sigma/alpha {ratio:g}: they are noisier, or the verifier does not declare {name!r}")
