@@ -38,6 +38,8 @@ def flow_schedule(steps: int, kind: str = "ddim") -> Schedule:
 class FakeVerifier:
     """What a `Setting` reads of a verifier."""
 
+    scope = "row"
+
     def __init__(self, name: str, needs: frozenset[str] = frozenset({"images"})) -> None:
         self.name = name
         self.needs = needs

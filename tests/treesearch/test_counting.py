@@ -255,6 +255,18 @@ def test_beam_costs_what_it_says(solver, steps, width, branch, jump, levels, val
     agrees(policy, process=process, solver=name, eta=eta, steps=steps, verifiers=judges(needs))
 
 
+def ranks(candidates):
+    return candidates.x0[:, 0].argsort().argsort().float()
+
+
+@settings(max_examples=30)
+@given(st.sampled_from([BestOfN(n=3), Beam(width=2, branch=2), Beam(width=2, branch=2, value="final"), Beam(width=2, branch=2, value="lookahead")]), JUDGES, st.integers(2, 8))
+def test_ranking_all_finished_samples_for_the_answer_is_in_the_cost(policy, needs, steps):
+    verifiers = judges(needs)
+    verifiers[0].scope, verifiers[0].value = "set", ranks
+    agrees(policy, verifiers=verifiers, steps=steps)
+
+
 def test_guidance_doubles_the_rows_not_the_evaluations():
     plan = prepare(Hooked(), PROMPT, policy=BestOfN(n=3), verifiers=[Judge()], class_label=8, guidance_scale=3.0, steps=5)
     (result,) = execute(plan)

@@ -107,7 +107,7 @@ def test_requests_in_flight_share_too():
 
     def search(tree):
         (root,) = yield Draw()
-        values, again, children, noised = yield Gather(Score(root), Score(root), Denoise(root, to=1, copies=2), Renoise(root, to=0, source="x0"))
+        values, again, children, _ = yield Gather(Score(root), Score(root), Denoise(root, to=1, copies=2), Renoise(root, to=0, source="x0"))
         assert values == again
         assert tree.ledger.nfe == 1
         return (yield from end(tree, (yield Denoise(children[1], to=6))))

@@ -351,7 +351,7 @@ class Batches:
                     shrink(half)
                     log.warning("out of memory in the %s: continuing with %d rows a call", stage, half)
                     return self._attempt(stage, items[:half], call, shrink) + self._attempt(stage, items[half:], call, shrink)
-            elif len(items) > 1 and not isinstance(error, UsageError):  # the whole call was wrong then, not a row of it
+            elif len(items) > 1:  # a mistake of the caller's too: it may be one prompt's
                 return [result for item in items for result in self._attempt(stage, [item], call, shrink)]
             log.debug("%s failed", stage, exc_info=error)
             return [Broken(f"{stage} failed: {type(error).__name__}: {error}", error)] * len(items)

@@ -22,6 +22,8 @@ def finish(run: Run) -> Search:
     tree = run.tree
     leaves = _finished(run)
     unscored = leaves if run.steering.scope == "set" else [leaf for leaf in leaves if tree.verifier not in leaf.values]
+    if run.steering.scope == "set":
+        run.picture = None  # the best of the new set is found anew
     if unscored:
         yield Score(unscored)
     if tree.best() is None and not leaves:

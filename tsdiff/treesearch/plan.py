@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -194,18 +195,20 @@ def prepare(
     schedule = _tail(whole, init_image, strength)
     scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
     guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
-    first, given = _first_noise(initial_noise, latents, outline.latent_shape(size), _seeds(seed))
+    seeds = _seeds(seed)
+    first, given = _first_noise(initial_noise, latents, outline.latent_shape(size), seeds)
 
     chosen, open_size = resolve_policy(policy, policy_options or {})
     setting = Setting(schedule, info, judges[0], judges[1:], outline.media is not None)
     check_needs(chosen, setting, outline.solvers)
     if nfe is not None:
+        nfe = _whole("nfe", nfe)
         if nfe < setting.sample_cost:
             raise UsageError(f"nfe is {nfe} but one sample with {info} and {schedule.last} steps costs {setting.sample_cost}; the smallest budget is {setting.sample_cost}")
         if open_size:
             chosen = chosen.fit(nfe, setting)
-    if seconds is not None and not seconds > 0:
-        raise UsageError(f"seconds is {seconds:g} but must be above 0")
+    if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
+        raise UsageError(f"seconds is {seconds!r} but must be a number above 0")
     plain = Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True) + setting.result()
     limits = Limits(
         deterministic=deterministic,
@@ -219,7 +222,7 @@ def prepare(
     return Plan(
         model=outline,
         conditions=conditions,
-        seeds=_seeds(seed),
+        seeds=seeds,
         policy=chosen,
         verifiers=judges,
         schedule=schedule,
@@ -262,14 +265,21 @@ def _conditions(prompts: Any, base: Condition) -> list[Condition]:
     return made
 
 
-def _at_least(name: str, value: int, low: int) -> int:
-    if value < low:
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, Integral):
+        raise UsageError(f"{name} is {value!r} but must be a whole number")
+    return int(value)
+
+
+def _at_least(name: str, value: Any, low: int) -> int:
+    if _whole(name, value) < low:
         raise UsageError(f"{name} is {value} but must be at least {low}")
-    return value
+    return int(value)
 
 
 def _seeds(seed: int | Sequence[int]) -> tuple[int, ...]:
-    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    several = seed if isinstance(seed, Iterable) and not isinstance(seed, str) else (seed,)
+    seeds = tuple(_whole("seed", one) for one in several)
     if not seeds:
         raise UsageError("the list of seeds is empty; give at least one")
     bad = [one for one in seeds if not 0 <= one < 1 << 64]

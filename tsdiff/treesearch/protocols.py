@@ -446,11 +446,13 @@ class Setting:
     def scoring(self, count: int, *, final: bool) -> Spend:
         """Decodes and verifier calls of scoring `count` nodes (their predictions not included).
 
-        Finished samples (`final`) are scored by every verifier and decoded once for all of them.
+        Finished samples (`final`) are scored by every verifier and decoded once for all of them. A verifier of scope
+        "set" ranks them once more, as one set, for the answer.
         """
         judges = (self.verifier, *self.others) if final else (self.verifier,)
         decoded = any("images" in judge.needs for judge in judges)
-        return Spend(decodes=count * decoded, verifier_calls=count * len(judges))
+        again = final and self.verifier.scope == "set"
+        return Spend(decodes=count * (decoded + (again and "images" in self.verifier.needs)), verifier_calls=count * (len(judges) + again))
 
     def result(self) -> Spend:
         """The decode of the answer, where scoring it has not decoded it already."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def search(
             raise unknown_name("option", name, set(known) - {"verifiers"} | {"verifier", "callback"})
     plan = prepare(model, prompts, policy=policy, verifiers=verifier, nfe=nfe, seed=seed, **options)
     results = execute(plan, callback=callback)
-    several = isinstance(prompts, (list, tuple)) or not isinstance(seed, int)
+    several = isinstance(prompts, (list, tuple)) or not isinstance(seed, Integral)
     if several:
         return results
     if results.failures:

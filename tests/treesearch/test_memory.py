@@ -1,0 +1,123 @@
+"""Promise 5: memory follows the open nodes and a byte limit, never the size of the tree."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+from fakes import PROMPT, Hooked, Judge, RandomSearch, check_books, grow
+
+from tsdiff.policies.beam import Beam
+from tsdiff.policies.best_of_n import BestOfN
+from tsdiff.treesearch.engine import Limits
+from tsdiff.treesearch.requests import Denoise, Draw, Release, Renoise, Score
+from tsdiff.treesearch.search import execute, prepare
+
+LAST = 6
+
+
+def long_search(rounds, sizes):
+    def search(tree):
+        beam = yield Draw(2)
+        for _ in range(rounds):
+            ends = yield Denoise(beam, to=4)
+            starts = yield Renoise(ends, to=2, copies=2)
+            children = yield Denoise(starts, to=4)
+            values = yield Score(children)
+            order = sorted(range(len(children)), key=lambda i: -values[i])
+            gone = [*beam, *ends, *starts, *(children[i] for i in order[2:])]
+            beam = [children[i] for i in order[:2]]
+            yield Release([node for node in dict.fromkeys(gone) if node not in beam])
+            run = watched[0]
+            sizes.append((len(run.store._entries) + len(run.store._disk), run.store._bytes["host"]))
+        leaves = yield Denoise(beam, to=LAST)
+        yield Score(leaves)
+        return tree.best()
+
+    watched = []
+    return search, watched
+
+
+def grown_with(rounds, **options):
+    sizes = []
+    search, watched = long_search(rounds, sizes)
+
+    def policy(tree):
+        watched.append(policy.run)
+        return search(tree)
+
+    from tsdiff.treesearch import run as module
+
+    original = module.Run.__init__
+
+    def remember(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        policy.run = self
+
+    module.Run.__init__ = remember
+    try:
+        grown = grow(policy, **options)
+    finally:
+        module.Run.__init__ = original
+    return grown, sizes
+
+
+def test_what_is_released_is_forgotten():
+    grown, sizes = grown_with(60, keep=False)
+    check_books(grown)
+    assert len(grown.nodes) > 400
+    # Two roots' noises, and two nodes with their predictions.
+    assert max(entries for entries, _ in sizes) <= 2 + 2 * 2
+    assert sizes[-1] == sizes[2]
+    assert grown.engine.ledger.peak_memory["host"] < 1000
+
+
+@pytest.mark.parametrize("limit", [1, 200, 1000])
+def test_peak_memory_follows_the_limit(limit):
+    short, _ = grown_with(30, limits=Limits(host_bytes=limit))
+    grown, _ = grown_with(60, limits=Limits(host_bytes=limit))
+    check_books(grown)
+    assert grown.engine.ledger.peak_memory["host"] <= limit + 32  # and the entry in use
+    assert grown.engine.ledger.peak_memory == short.engine.ledger.peak_memory
+    assert len(grown.latents[0]) == len(grown.nodes)  # nothing is lost
+
+
+def test_a_spilled_tree_is_the_same_tree():
+    for seed in range(4):
+        memory = grow(RandomSearch(seed, rounds=10), solver="dpm++2m-sde", limits=Limits(deterministic=True))
+        disk = grow(RandomSearch(seed, rounds=10), solver="dpm++2m-sde", limits=Limits(deterministic=True, host_bytes=1))
+        assert memory.tree.to_json() == disk.tree.to_json()
+        assert memory.latents[0].keys() == disk.latents[0].keys()
+        assert all(memory.latents[0][i].equal(disk.latents[0][i]) for i in memory.latents[0])
+
+
+def test_built_in_policies_release_what_they_drop():
+    for value in ("x0", "final", "lookahead"):
+        grown = grow(Beam(width=2, branch=4, value=value).search, keep=False, steps=20)
+        closed = [node for node in grown.nodes if node.index not in grown.latents[0]]
+        assert len(closed) > 0.6 * len(grown.nodes)
+
+
+def test_finished_runs_are_not_kept():
+    alive = []
+
+    class Watched(Hooked):
+        def encode(self, conditions, *, guided):
+            import inspect
+
+            run = inspect.currentframe().f_back.f_locals["run"]
+            alive.append(weakref.ref(run))
+            return super().encode(conditions, guided=guided)
+
+    results = execute(prepare(Watched(), [PROMPT] * 3, policy=BestOfN(n=2), verifiers=[Judge()], steps=3))
+    gc.collect()
+    assert len(results) == 3
+    assert len(alive) == 6
+    assert [ref() for ref in alive] == [None] * 6
+
+
+def test_node_records_are_small():
+    node = grow(BestOfN(n=1).search).nodes[0]
+    assert not hasattr(node, "__dict__")
+    assert not hasattr(node.move, "__dict__")
