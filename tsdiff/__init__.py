@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsdiff.diffusion.loading import load_model
     from tsdiff.treesearch.errors import BudgetExhausted, SearchFailed, SetupError, TsdiffError, UsageError
+    from tsdiff.treesearch.imports import prepare_torchvision
     from tsdiff.treesearch.protocols import Condition
     from tsdiff.treesearch.results import Result, Results
     from tsdiff.treesearch.search import Progress, search
@@ -31,6 +32,7 @@ _HOMES = {
     "TsdiffError": "tsdiff.treesearch.errors",
     "UsageError": "tsdiff.treesearch.errors",
     "load_model": "tsdiff.diffusion.loading",
+    "prepare_torchvision": "tsdiff.treesearch.imports",
     "search": "tsdiff.treesearch.search",
 }
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "TsdiffError",
     "UsageError",
     "load_model",
+    "prepare_torchvision",
     "search",
 ]
 __version__ = "0.1.0"

@@ -137,6 +137,20 @@ def test_after_a_finished_sample_the_rest_may_be_spent():
     assert grown.run.answer.score("judge") is not None
 
 
+def test_a_finished_sample_counts_when_it_was_released():
+    def search(tree):
+        roots = yield Draw(2)
+        leaves = yield Denoise(roots[0], to=LAST)
+        yield Score(leaves)
+        yield Release(leaves)
+        yield Denoise(roots[1], to=4)
+        return tree.best()
+
+    grown = grow(search, nfe=LAST + 4)
+    assert grown.tree.budget.remaining == 0
+    assert grown.run.truncated is None
+
+
 # What the engine finishes --------------------------------------------------------------------------------------------
 
 

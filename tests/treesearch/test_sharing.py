@@ -316,3 +316,62 @@ def test_siblings_do_not_share_memory():
     places = [tensor.untyped_storage().data_ptr() for tensor in seen.values()]
     assert len(set(places)) == len(places)
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in seen.values())
+
+
+def test_it_is_remembered_where_a_latent_stands():
+    """A single step lands on the schedule's arrival, a coarse one on the grid, and noise starts from nominal scales."""
+
+    def search(tree):
+        (root,) = yield Draw()
+        (fine,) = yield Denoise(root, to=2)
+        (coarse,) = yield Denoise(root, to=4, num_steps=1)
+        back = yield Renoise(fine, to=1)
+        moved = yield Perturb([fine, coarse], 0.5)
+        yield Denoise(fine, to=6, num_steps=2)
+        tree.note(arrived=[root.index], fine=fine.index, coarse=coarse.index, back=back[0].index, moved=[node.index for node in moved])
+        return (yield from end(tree, (yield Denoise(moved, to=6))))
+
+    run = grow(search).run
+    note = run.tree.notes[0]
+    assert run.arrived[note["fine"]]
+    assert not run.arrived[note["coarse"]]
+    assert not run.arrived[note["back"]]
+    assert [run.arrived[index] for index in note["moved"]] == [True, False]
+
+
+def test_the_longest_remaining_work_goes_first():
+    model = Hooked()
+    times = []
+
+    def fault(latents, timesteps):
+        times.extend(timesteps.tolist())
+
+    def search(tree):
+        late = yield Denoise((yield Draw(2)), to=4)
+        early = yield Draw(2)
+        times.clear()
+        yield Gather(Score(late), Score(early))
+        tree.note(order=[*times])
+        return (yield from end(tree, (yield Denoise(late, to=6))))
+
+    model.fault = fault
+    grown = grow(search, model=model, limits=Limits(network=1))
+    order = grown.tree.notes[0]["order"]
+    assert len(order) == 4
+    assert order == sorted(order, reverse=True)
+    assert order[0] > order[-1]
+
+
+def test_batches_are_filled_over_trees_and_levels():
+    model = Hooked()
+
+    def search(tree):
+        roots = yield Draw(4)
+        nodes = yield Denoise(roots, to=[1, 2, 3, 4])
+        return (yield from end(tree, (yield Denoise(nodes, to=6))))
+
+    grown = grow(*[search] * 4, model=model, limits=Limits(network=8), seeds=[0, 1, 2, 3])
+    check_books(grown)
+    rows = 4 * (1 + 2 + 3 + 4 + 5 + 4 + 3 + 2)
+    assert model.seen == rows
+    assert sum(size == 8 for size in model.calls) >= 0.8 * rows / 8

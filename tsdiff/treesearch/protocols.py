@@ -456,7 +456,9 @@ class Setting:
 
     def result(self) -> Spend:
         """The decode of the answer, where scoring it has not decoded it already."""
-        seen = any("images" in judge.needs for judge in (self.verifier, *self.others))
+        # The last to score a finished sample is its decode's last reader: the ranking of all of them, if there is one.
+        judges = (self.verifier,) if self.verifier.scope == "set" else (self.verifier, *self.others)
+        seen = any("images" in judge.needs for judge in judges)
         return Spend(decodes=int(self.media and not seen))
 
 
