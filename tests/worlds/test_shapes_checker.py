@@ -158,7 +158,7 @@ def test_scores_each_picture_by_its_own_prompt() -> None:
 
 
 def test_a_batch_scores_like_its_rows_bit_for_bit() -> None:
-    texts = [example for example in KINDS.values()]
+    texts = list(KINDS.values())
     pictures = [spoil(drawn(text, i), generator(i), 25.0) for i, text in enumerate(texts)]
     together = ShapesOracle().score(batch(pictures, texts))
     for row, (picture, text) in enumerate(zip(pictures, texts, strict=True)):

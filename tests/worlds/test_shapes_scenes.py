@@ -20,7 +20,16 @@ from tsdiff.worlds.shapes.geometry import CANVAS, COLORS, DRAWN_CLEARANCE, RELAT
 from tsdiff.worlds.shapes.grammar import KINDS, Prompt, read
 from tsdiff.worlds.shapes.heldout import HELD_OUT, holds_held_out
 from tsdiff.worlds.shapes.render import render, render_batch, signed_distance
-from tsdiff.worlds.shapes.scenes import GAP, MARGIN, WEIGHTS, draw_scene, every_prompt, is_held_out, near_misses, training_example
+from tsdiff.worlds.shapes.scenes import (
+    GAP,
+    MARGIN,
+    WEIGHTS,
+    draw_scene,
+    every_prompt,
+    is_held_out,
+    near_misses,
+    training_example,
+)
 from tsdiff.worlds.shapes.suites import seen, unseen
 
 ANY_PROMPT = st.sampled_from(sorted(KINDS)).flatmap(lambda kind: st.sampled_from(every_prompt(kind)))
@@ -73,7 +82,7 @@ def test_scenes_satisfy_their_prompt(prompt: Prompt, seed: int) -> None:
     assert prompt.judge(scene.things).satisfied
     assert len(scene.things) == prompt.total
     for thing in scene.things:
-        assert MARGIN <= min(thing.x, thing.y) - thing.reach + 1e-9
+        assert min(thing.x, thing.y) - thing.reach + 1e-9 >= MARGIN
         assert max(thing.x, thing.y) + thing.reach <= CANVAS - MARGIN + 1e-9
     for a, b in combinations(scene.things, 2):
         assert math.hypot(a.x - b.x, a.y - b.y) >= a.reach + b.reach + GAP

@@ -178,8 +178,9 @@ class Network:
     def _row(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         inner = np.maximum(((features - self.mean) / self.scale) @ self.hidden + self.hidden_bias, 0.0)
         logits = inner @ self.out + self.out_bias
-        chances: NDArray[np.float64] = np.exp(logits - logits.max())
-        return chances / chances.sum()
+        odds = np.exp(logits - logits.max())
+        chances: NDArray[np.float64] = odds / odds.sum()
+        return chances
 
 
 @cache

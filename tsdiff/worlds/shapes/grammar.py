@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,7 +104,7 @@ class Prompt:
             return self.text, f"just {self.text}"
         return (self.text,)
 
-    def judge(self, objects: list[Object] | tuple[Object, ...]) -> Verdict:
+    def judge(self, objects: Sequence[Object]) -> Verdict:
         """How far a picture's objects bear it out."""
         return judge(self.groups, self.links, objects)
 
