@@ -97,6 +97,14 @@ def test_malformed_figures_are_seldom_taken_for_shapes() -> None:
     assert sum(taken) <= 12
 
 
+def test_a_doubtful_shape_is_no_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chance, shape in ((0.48, None), (0.52, SHAPES[0])):
+        answer = np.array([[chance, 1.0 - chance, 0.0, 0.0, 0.0, 0.0]]) if chance > 0.5 else np.array([[chance, 0.3, 0.22, 0.0, 0.0, 0.0]])
+        monkeypatch.setattr("tsdiff.worlds.shapes.checker.network", lambda answer=answer: lambda features: answer)
+        (item,) = look(drawn("a red star"))
+        assert item.shape == shape
+
+
 def test_two_colours_in_one_figure_have_no_colour() -> None:
     picture = np.full((64, 64, 3), 0.1)
     picture[20:40, 20:30] = (0.87, 0.16, 0.17)

@@ -130,6 +130,13 @@ def test_relations_need_a_clear_margin() -> None:
     assert prompt.judge([Spot("star", "red", 10, 10)]).parts["star left of circle"] == 0.0
 
 
+def test_every_member_of_a_group_must_stand_right() -> None:
+    prompt = read("two stars left of a circle").prompt
+    circle, near, far = Spot("circle", "red", 50, 30), Spot("star", "red", 10, 30), Spot("star", "red", 60, 30)
+    assert prompt.judge([near, Spot("star", "red", 20, 35), circle]).satisfied
+    assert not prompt.judge([near, far, circle]).satisfied
+
+
 @given(ANY_PROMPT, st.lists(st.builds(Spot, st.none() | st.sampled_from(SHAPES), st.none() | st.sampled_from(COLORS), st.floats(0, 64), st.floats(0, 64)), max_size=6))
 def test_a_score_is_one_exactly_if_every_fact_holds(prompt: Prompt, objects: list[Spot]) -> None:
     verdict = prompt.judge(objects)
