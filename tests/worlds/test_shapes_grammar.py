@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from dataclasses import dataclass
 
@@ -120,6 +121,16 @@ def test_the_best_assignment_counts() -> None:
         assert not read("a blue star left of a red star").prompt.judge(objects).satisfied
     extra = read("a blue star").prompt.judge(pair)
     assert extra.parts == {"star": 1.0, "star is blue": 1.0, "nothing else": 0.5}
+
+
+def test_rubble_is_judged_in_no_time() -> None:
+    rubble = [Spot(shape, color, 3.0 * i, 60.0 - i) for i, (shape, color) in enumerate((s, c) for s in SHAPES for c in COLORS)]
+    started = time.perf_counter()
+    verdict = read("a red star, a blue circle, a green square and a white cross").prompt.judge(rubble)
+    assert time.perf_counter() - started < 1.0  # milliseconds; all 4096 assignments and more of larger pictures would take long
+    assert not verdict.satisfied
+    assert verdict.parts["star is red"] == verdict.parts["cross is white"] == 1.0
+    assert verdict.parts["nothing else"] == 4 / 40
 
 
 def test_relations_need_a_clear_margin() -> None:

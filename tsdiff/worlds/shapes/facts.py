@@ -59,6 +59,10 @@ def plural(shape: Shape) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
+MOST_ASSIGNMENTS = 1000
+"""Assignments tried before the best so far is taken. Six objects have no more than 720, so that this only bounds the time
+spent on pictures full of rubble."""
+
 Assignment: TypeAlias = tuple[tuple[Object, ...], ...]
 """The objects given to each group, in the groups' order."""
 
@@ -193,7 +197,7 @@ def judge(groups: Sequence[Group], links: Sequence[Link], objects: Sequence[Obje
         raise ValueError("a prompt without groups claims nothing that could be judged")
     facts = facts_of(groups, links)
     best: list[float] = []
-    for given in _assignments(groups, objects):
+    for given in itertools.islice(_assignments(groups, objects), MOST_ASSIGNMENTS):
         scores = [fact.score(given, objects) for fact in facts]
         if not best or sum(scores) > sum(best):
             best = scores
@@ -213,13 +217,9 @@ def _assignments(groups: Sequence[Group], objects: Sequence[Object]) -> Iterator
             return
         group = groups[number]
         fitting = [i for i in free if objects[i].shape == group.shape]
-        # Objects of one colour are alike unless places matter; keeping the right colour first keeps this small.
+        # Right colours first: where places do not matter and shapes differ, the first assignment is the best.
         fitting.sort(key=lambda i: objects[i].color != group.color)
-        for members in itertools.islice(itertools.combinations(fitting, min(group.count, len(fitting))), MOST_CHOICES):
+        for members in itertools.combinations(fitting, min(group.count, len(fitting))):
             yield from choose(number + 1, [i for i in free if i not in members], (*chosen, members))
 
     return choose(0, list(range(len(objects))), ())
-
-
-MOST_CHOICES = 60
-"""Choices tried for one group. A picture needs nine objects of one shape before any are left out (and fails anyway)."""
