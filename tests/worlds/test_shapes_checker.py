@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from tsdiff.plugin.conformance import ExampleCandidates, VerifierConformance
 from tsdiff.treesearch.errors import UsageError
@@ -21,7 +22,7 @@ from tsdiff.treesearch.noise import derive, generator
 from tsdiff.treesearch.protocols import Condition
 from tsdiff.worlds.shapes.checker import WEIGHTS_FILE, look
 from tsdiff.worlds.shapes.fit_checker import examples, fit
-from tsdiff.worlds.shapes.geometry import COLORS, SHAPES
+from tsdiff.worlds.shapes.geometry import COLORS, PALETTE, SHAPES
 from tsdiff.worlds.shapes.grammar import KINDS, PromptWarning, read
 from tsdiff.worlds.shapes.oracle import ShapesOracle
 from tsdiff.worlds.shapes.render import render
@@ -95,6 +96,23 @@ def test_empty_pictures_hold_nothing() -> None:
 def test_malformed_figures_are_seldom_taken_for_shapes() -> None:
     taken = [any(item.shape is not None for item in look(malformed(generator(derive("malformed", i))))) for i in range(100)]
     assert sum(taken) <= 12
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, 2.0, 4.0])
+def test_noise_is_no_shape(sigma: float) -> None:
+    noise = gaussian_filter(generator(1).standard_normal((64, 64, 3)), (sigma, sigma, 0))
+    assert all(item.shape is None for item in look(np.clip(0.5 + 0.4 * noise / noise.std(), 0.0, 1.0)) if item.area > 300)
+
+
+def test_a_picture_full_of_one_figure_is_no_shape_and_dull_colours_are_none() -> None:
+    picture = np.full((64, 64, 3), 0.1)
+    picture[8:52, 8:52] = np.array(PALETTE["red"]) / 255.0
+    (item,) = look(picture)
+    assert (item.shape, item.color) == (None, "red")
+    picture = np.full((64, 64, 3), 0.1)
+    picture[20:40, 20:40] = 0.45
+    (item,) = look(picture)
+    assert (item.shape, item.color) == ("square", None)
 
 
 def test_a_doubtful_shape_is_no_shape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,12 @@ MEASUREMENTS = ("area", "extent", "solidity", "eccentricity")
 MIN_CONFIDENCE = 0.5
 """Probability of a shape below which it cannot be told."""
 
+MAX_SIDE = 42
+"""Longest side, in pixels, of a region that can be a shape; a drawn thing has at most 37."""
+
+MAX_COLOR_DISTANCE = 38.0
+"""Distance from the nearest colour of the palette (CIE 1976, in CIELAB) beyond which a colour is none of them."""
+
 COLOR_SHARE = 0.6
 """Share of a region's interior that must be nearest to one colour; below it the colour cannot be told."""
 
@@ -68,6 +74,7 @@ class Region:
     Attributes:
       features: outline (CROP * CROP) and `MEASUREMENTS`, float32.
       color, x, y, area: as in `Seen`.
+      side: longer side of its bounding box, pixels.
     """
 
     features: NDArray[np.float32]
@@ -75,6 +82,7 @@ class Region:
     x: float
     y: float
     area: float
+    side: int
 
 
 def look(image: NDArray[np.floating]) -> list[Seen]:
@@ -90,7 +98,7 @@ def look(image: NDArray[np.floating]) -> list[Seen]:
     seen = []
     for region, chance in zip(found, chances, strict=True):
         winner = int(chance.argmax())
-        shape = CLASSES[winner] if chance[winner] >= MIN_CONFIDENCE else None
+        shape = CLASSES[winner] if chance[winner] >= MIN_CONFIDENCE and region.side <= MAX_SIDE else None
         seen.append(Seen(shape, region.color, region.x, region.y, region.area))
     return seen
 
@@ -119,7 +127,8 @@ def regions(image: NDArray[np.floating]) -> list[Region]:
         soft = np.where(mine | (labels == 0), np.clip(contrast / peak, 0.0, 1.0), 0.0)
         soft[soft < 0.5 * CONTRAST / peak] = 0.0
         top, left, bottom, right = props.bbox
-        side = max(bottom - top, right - left) + 4.0
+        longest = max(bottom - top, right - left)
+        side = longest + 4.0
         outline = _crop(soft, (top + bottom) / 2, (left + right) / 2, side)
         weights = np.where(mine, soft, 0.0)
         rows, columns = np.nonzero(mine)
@@ -127,7 +136,7 @@ def regions(image: NDArray[np.floating]) -> list[Region]:
         y, x = float((rows + 0.5) @ mass / mass.sum()), float((columns + 0.5) @ mass / mass.sum())
         measured = np.array([props.area / side**2, props.extent, props.solidity, props.eccentricity])
         features = np.concatenate([outline.ravel(), measured]).astype(np.float32)
-        found.append(Region(features, _color(lab[mine & (soft > 0.85)]), x, y, float(props.area)))
+        found.append(Region(features, _color(lab[mine & (soft > 0.85)]), x, y, float(props.area), longest))
     return found
 
 
@@ -150,11 +159,12 @@ def _palette_lab() -> NDArray[np.float64]:
 
 
 def _color(interior: NDArray[np.float64]) -> Color | None:
-    """The palette's colour nearest to the median of a region's interior (n, 3), if most of the interior agrees."""
+    """The palette's colour nearest to the median of a region's interior (n, 3), if it is near and most of the interior agrees."""
     palette = _palette_lab()
     nearest = ((interior[:, None] - palette) ** 2).sum(axis=2).argmin(axis=1)
-    winner = int(((np.median(interior, axis=0) - palette) ** 2).sum(axis=1).argmin())
-    return COLORS[winner] if (nearest == winner).mean() >= COLOR_SHARE else None
+    distances = np.sqrt(((np.median(interior, axis=0) - palette) ** 2).sum(axis=1))
+    winner = int(distances.argmin())
+    return COLORS[winner] if distances[winner] <= MAX_COLOR_DISTANCE and (nearest == winner).mean() >= COLOR_SHARE else None
 
 
 @dataclass(frozen=True, eq=False)

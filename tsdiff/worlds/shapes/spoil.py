@@ -61,8 +61,22 @@ def _jpeg(image: NDArray[np.float32], quality: int) -> NDArray[np.float32]:
     return np.asarray(Image.open(buffer), dtype=np.float32) / np.float32(255.0)
 
 
+def _stain(rng: Generator) -> NDArray[np.float32]:
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import label
+
+    while True:
+        height = gaussian_filter(rng.standard_normal((CANVAS, CANVAS)), rng.uniform(2.0, 6.0))
+        height = height / height.std() - rng.uniform(0.0, 0.8)
+        labels = label(height > 0, connectivity=1)
+        mine = labels == np.bincount(labels[labels > 0]).argmax()
+        if mine.mean() > 0.1:
+            cover: NDArray[np.float32] = (mine * np.clip(height * 4.0, 0.0, 1.0)).astype(np.float32)
+            return cover
+
+
 def malformed(rng: Generator) -> NDArray[np.float32]:
-    """A picture (64, 64, 3) of one figure that is no shape of this world: shapes grown together, half a shape, or a blob."""
+    """A picture (64, 64, 3) of one figure that is no shape of this world: shapes grown together, half a shape, a blob, or a stain."""
     image = np.full((CANVAS, CANVAS, 3), rng.uniform(*BACKGROUNDS), dtype=np.float32)
     rgb = np.array(rng.uniform(0.1, 0.9, 3))
     rgb[int(rng.integers(3))] = rng.uniform(0.7, 0.95)  # every colour of the palette has one strong channel
@@ -85,7 +99,9 @@ def malformed(rng: Generator) -> NDArray[np.float32]:
         rows, columns = np.mgrid[:CANVAS, :CANVAS] + 0.5
         side = (columns - x) * math.cos(angle) + (rows - y) * math.sin(angle) + rng.uniform(-0.15, 0.25) * radius
         image += np.clip(side + 0.5, 0, 1)[..., None].astype(np.float32) * (whole - image)
-    else:  # a blob with a wavy edge, or an ellipse
+    elif form < 0.85:  # the largest stain of smooth noise, on a tenth of the picture or more
+        image += _stain(rng)[..., None] * (rgb.astype(np.float32) - image)
+    else:  # a blob with a wavy edge
         rows, columns = np.mgrid[:CANVAS, :CANVAS] + 0.5
         angle = np.arctan2(rows - y, columns - x)
         edge = np.full_like(angle, radius)
