@@ -201,6 +201,37 @@ def test_the_highest_valued_of_the_most_advanced_valued_level_is_finished(better
     assert grown.run.answer.path()[1].index == 3 + better
 
 
+def test_equal_values_go_to_the_oldest():
+    def search(tree):
+        nodes = yield Denoise((yield Draw(3)), to=3)
+        yield Score(nodes[::-1])
+        return None
+
+    def leaves(tree):
+        ends = yield Denoise((yield Draw(3)), to=LAST)
+        yield Score(ends[::-1])
+        return tree.best()
+
+    even = Judge(value=lambda candidates: torch.zeros(len(candidates)))
+    assert grow(search, verifiers=[even]).run.answer.path()[0].index == 0
+    assert grow(leaves, verifiers=[even]).run.answer.index == 3
+
+
+def test_a_look_ahead_is_no_finished_sample():
+    """After 2 + 4 NFE there is a draft at the last level, but completing a sample still costs 3 (one prediction is kept)."""
+
+    def search(tree):
+        nodes = yield Denoise((yield Draw()), to=2)
+        yield Score(nodes, at="lookahead", num_steps=4)
+        with pytest.raises(BudgetExhausted):
+            yield Score((yield Renoise(nodes, to=0)))
+        return (yield from sample_of(tree, nodes[0]))
+
+    grown = grow(search, nfe=2 + 4 + 3)
+    check_books(grown)
+    assert grown.tree.budget.remaining == 0
+
+
 def test_what_does_not_fit_is_passed_over():
     """The valued node is at level 1 and too dear; the node at level 5 has no value but fits."""
 
@@ -285,9 +316,11 @@ def test_after_the_seconds_only_free_requests_are_granted():
             yield Denoise(roots, to=2)
         assert refused.value.remaining is None
         yield Renoise(roots, to=0, copies=2)
+        tree.note(free=True)
         raise refused.value
 
     grown = grow(search, limits=Limits(seconds=1e-9))
+    assert grown.tree.notes == [{"free": True}]
     assert grown.run.answer.level == LAST
 
 

@@ -548,3 +548,23 @@ def test_policies_survive_failing_nodes(sick, policy):
         assert not any(node.failed for node in grown.run.answer.path())
     else:
         assert isinstance(grown.run.error, SearchFailed)
+
+
+@pytest.mark.parametrize("request_", [lambda node: Renoise(node, to=1, source="x0", copies=2), lambda node: Perturb(node, 0.5, copies=2)], ids=["renoise", "perturb"])
+def test_noise_on_an_estimate_that_is_no_number_fails_the_children(request_):
+    model = Hooked()
+
+    def spoil(latents, timesteps, outputs):
+        return outputs * torch.nan if model.seen > 3 else outputs
+
+    def policy(tree):
+        nodes = yield Denoise((yield Draw()), to=3)
+        children = yield request_(nodes)
+        assert [child.failed for child in children] == [True, True]
+        assert "not finite" in children[0].reason
+        assert not nodes[0].failed
+        model.spoil = lambda latents, timesteps, outputs: outputs
+        return (yield from end(tree, (yield Denoise((yield Renoise(nodes, to=2)), to=LAST))))
+
+    model.spoil = spoil
+    check_books(grow(policy, model=model))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.noise import Fresh, Mix, Rotate, derive, initial_noise, move_noise, realize, step_noise
 from tsdiff.treesearch.protocols import Guidance
-from tsdiff.treesearch.requests import Denoise, Draw, Gather, Perturb, Renoise, Score, Start
+from tsdiff.treesearch.requests import Denoise, Draw, Gather, Perturb, Release, Renoise, Score, Start
 
 SOLVERS = [
     ("vp", "ddim"), ("vp", "ddim(eta=1)"), ("vp", "ddpm"), ("vp", "dpm++2m"), ("vp", "dpm++2m-sde"), ("vp", "exact"),
@@ -133,6 +133,23 @@ def test_a_deterministic_repeat_is_the_same_node_at_no_cost():
         return (yield from end(tree, (yield Denoise(first, to=6))))
 
     check_books(grow(search))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_after_a_release_a_repeat_is_made_anew(keep):
+    def search(tree):
+        (root,) = yield Draw()
+        (first,) = yield Denoise(root, to=4)
+        yield Release(first)
+        (again,) = yield Denoise(root, to=4)
+        assert again is not first
+        assert again.status == "open"
+        assert tree.ledger.nfe == 4 + 3
+        return (yield from end(tree, (yield Denoise(again, to=6))))
+
+    grown = grow(search, keep=keep)
+    check_books(grown)
+    assert len({node.id for node in grown.nodes}) == len(grown.nodes)
 
 
 def test_to_the_own_level_is_the_node_itself():
@@ -375,3 +392,29 @@ def test_batches_are_filled_over_trees_and_levels():
     rows = 4 * (1 + 2 + 3 + 4 + 5 + 4 + 3 + 2)
     assert model.seen == rows
     assert sum(size == 8 for size in model.calls) >= 0.8 * rows / 8
+
+
+def test_noise_is_added_from_where_the_latent_stands():
+    asked = []
+
+    class Watched(Hooked):
+        def sampler(self, schedule, solver):
+            sampler = super().sampler(schedule, solver)
+            renoise, perturb = sampler.renoise, sampler.perturb
+            sampler.renoise = lambda latents, arrived, *rest: asked.append(list(arrived)) or renoise(latents, arrived, *rest)
+            sampler.perturb = lambda latents, x0, arrived, *rest: asked.append(list(arrived)) or perturb(latents, x0, arrived, *rest)
+            return sampler
+
+    def search(tree):
+        (root,) = yield Draw()
+        (fine,) = yield Denoise(root, to=3)
+        (coarse,) = yield Denoise(root, to=4, num_steps=1)
+        back = yield Renoise(fine, to=2, copies=2)
+        yield Renoise(coarse, to=2)
+        yield Renoise(back[0], to=1)
+        yield Perturb([fine, coarse, back[0]], 0.5)
+        return (yield from end(tree, (yield Denoise(back[0], to=6))))
+
+    grow(search, model=Watched())
+    assert asked[:3] == [[True, True], [False], [False]]
+    assert sorted(asked[3:]) == [[False], [False], [True]]  # in the order in which their estimates are ready

@@ -82,7 +82,7 @@ class App(click.Group):
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a prompt must not lose a result
         with warnings.catch_warnings():
-            _narrate_plugin_warnings()
+            _narrate_warnings()
             try:
                 status = super().main(args, prog_name or "tsdiff", complete_var, standalone_mode=False, obj=state, **extra)
                 sys.stdout.flush()
@@ -99,14 +99,14 @@ class App(click.Group):
         sys.exit(status or 0)
 
 
-def _narrate_plugin_warnings() -> None:
-    """Show a broken plug-in as one line; other warnings keep Python's form."""
-    from tsdiff.treesearch.registry import PluginWarning
+def _narrate_warnings() -> None:
+    """Show our own warnings (a broken plug-in, unknown words of a prompt) as one line; others keep Python's form."""
+    from tsdiff.treesearch.errors import TsdiffWarning
 
     show = warnings.showwarning
 
     def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, PluginWarning):
+        if issubclass(category, TsdiffWarning):
             say("warning", str(message))
         else:
             show(message, category, *rest, **more)

@@ -52,6 +52,10 @@ class BudgetExhausted(TsdiffError):
         self.remaining = remaining
 
 
+class TsdiffWarning(UserWarning):
+    """Something that the user should know; the command line shows it as one line."""
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
     """A `UsageError` for a name that is not known, naming the nearest ones.
 

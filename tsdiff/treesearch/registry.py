@@ -12,10 +12,10 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from tsdiff.treesearch.errors import UsageError, unknown_name
+from tsdiff.treesearch.errors import TsdiffWarning, UsageError, unknown_name
 
 
-class PluginWarning(UserWarning):
+class PluginWarning(TsdiffWarning):
     """A third-party plug-in could not be loaded."""
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tsdiff.treesearch.errors import TsdiffWarning
 from tsdiff.worlds.shapes.facts import NUMBERS, Fact, Group, Link, Object, Verdict, facts_of, judge, plural
 from tsdiff.worlds.shapes.geometry import COLORS, RELATIONS, SHAPES, Relation, Shape
 
@@ -49,7 +50,7 @@ VOCABULARY: tuple[str, ...] = (
 """Every word of the grammar: all that a model of this world can have learned."""
 
 
-class PromptWarning(UserWarning):
+class PromptWarning(TsdiffWarning):
     """A prompt says what this world has no words for."""
 
 
