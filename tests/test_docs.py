@@ -65,7 +65,7 @@ def test_command_line_reference_is_up_to_date() -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the pipeline that the README speaks of."""
     from tiny_sd import tiny_stable_diffusion
 
@@ -75,10 +75,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
-def test_python_of_the_readme_runs(number: int, workplace: Path) -> None:
+def test_python_of_the_readme_runs(number: int, folder: Path) -> None:
     code = blocks(README, "python")[number]
     # A process of its own, because a block may register names.
-    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     if "print(result)" in code:
         assert done.stdout.strip() in README, "the output that the README shows is not what is printed"
@@ -120,20 +120,20 @@ def test_shell_commands_parse(line: str) -> None:
         assert (ROOT / arguments[0]).exists()
 
 
-def test_shown_plan_is_what_is_printed(workplace: Path) -> None:
+def test_shown_plan_is_what_is_printed(folder: Path) -> None:
     (block,) = [block for block in blocks(README, "console") if block.startswith("$ tsdiff plan")]
     first, _, shown = block.partition("\n")
-    done = subprocess.run([sys.executable, "-c", "from tsdiff.cli import main; main()", *shlex.split(first)[2:]], cwd=workplace, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", "from tsdiff.cli import main; main()", *shlex.split(first)[2:]], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     assert done.stdout == shown
 
 
-def test_shown_search_is_what_is_printed(workplace: Path) -> None:
+def test_shown_search_is_what_is_printed(folder: Path) -> None:
     (block,) = [block for block in blocks(README, "console") if block.startswith("$ tsdiff search")]
     first, _, shown = block.partition("\n")
     done = subprocess.run(
         [sys.executable, "-c", "from tsdiff.cli import main; main()", *shlex.split(first)[2:]],
-        cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
     )  # fmt: skip
     lines = {line for line in done.stdout.splitlines() if not line.startswith("seconds")}
     assert {line for line in shown.splitlines() if not line.startswith("seconds")} <= lines

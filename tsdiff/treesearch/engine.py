@@ -134,7 +134,7 @@ class Engine:
             noise = normals(derive(run.tree.seed, "encode"), int(torch.Size(run.shape).numel())).reshape(run.shape)
             model = run.bindings[None].model
             with self.timed("encode"):
-                run.origin = model.encode_images(run.image[None].to(self.store.device), self.to_device(noise[None]))[0]
+                run.origin = model.encode_images(run.image[None].to(self.store.device), self.growth.to_device(noise[None]))[0]
             run.tree.ledger.encodes += 1
 
     def _resume(self) -> bool:
@@ -207,7 +207,7 @@ class Engine:
         if quote.nfe and not run.finishing and self.limits.seconds is not None and time.perf_counter() - self._started >= self.limits.seconds:
             raise BudgetExhausted(f"the {self.limits.seconds:g} seconds are over", price=quote.nfe, remaining=None)
         budget.spent += quote.nfe
-        run.group = begin(self, run, request)
+        run.group = begin(self.growth, run, request)
 
     def _returned(self, run: Run, node: Node | None) -> None:
         """A policy (or the finisher) returned: accept its answer, or finish a sample for it."""
@@ -266,10 +266,3 @@ class Engine:
                 node.note["image"] = reason
 
         self.batches.decode_now(Decode(run, model, self.store.get(run.key("node", node.index))["latent"], keep))
-
-    def to_device(self, array: Any) -> Tensor:
-        """A numpy array or tensor on the store's device."""
-        import torch
-
-        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
-        return tensor.to(self.store.device)

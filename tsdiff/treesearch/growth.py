@@ -6,7 +6,7 @@ All arithmetic of rows that are ready is done at once, one call for each sampler
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsdiff.treesearch.batches import Batches
 from tsdiff.treesearch.node import Node
@@ -122,7 +122,7 @@ class Growth:
         if sampler.solver.stochastic and stage == 0:
             with self.timed("noise"):
                 drawn = torch.stack([torch.from_numpy(chain.draw()) for chain in chains], dim=1)
-            noise = drawn.to(self.store.device)
+            noise = self.to_device(drawn)
         history = tuple(torch.stack(column) for column in zip(*(chain.history for chain in chains), strict=True))
         state = StepState(latents, history, [chain.history_level for chain in chains])
         state = sampler.advance(state, stage, levels, nexts, output, noise)
@@ -173,6 +173,13 @@ class Growth:
         x0 = sampler.x0(torch.stack([item.latents for item in estimates]), [item.level for item in estimates], output)
         for item, row in zip(estimates, x0.unbind(0), strict=True):
             item.then(row)
+
+    def to_device(self, array: Any) -> Tensor:
+        """A numpy array or tensor on the store's device."""
+        import torch
+
+        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
+        return tensor.to(self.store.device)
 
 
 def _grouped(items: Sequence[T], key: Callable[[T], Hashable]) -> list[list[T]]:

@@ -7,17 +7,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.growth import Growth
 from tsdiff.treesearch.moves import DenoiseHandler, DrawHandler, PerturbHandler, RenoiseHandler, StartHandler
 from tsdiff.treesearch.quote import Quote
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Perturb, Release, Renoise, Request, Score, Start
 from tsdiff.treesearch.run import Group, Run
 from tsdiff.treesearch.scoring import ScoreHandler
-
-if TYPE_CHECKING:
-    from tsdiff.treesearch.engine import Engine
 
 
 class Handler(Protocol):
@@ -25,7 +23,7 @@ class Handler(Protocol):
 
     def check(self, run: Run, request: Any) -> None: ...
     def price(self, quote: Quote, request: Any) -> None: ...
-    def begin(self, engine: Engine, group: Group, request: Any) -> None: ...
+    def begin(self, growth: Growth, group: Group, request: Any) -> None: ...
 
 
 class ReleaseHandler:
@@ -39,7 +37,7 @@ class ReleaseHandler:
     def price(self, quote: Quote, request: Release) -> None:
         quote.release(request.group)
 
-    def begin(self, engine: Engine, group: Group, request: Release) -> None:
+    def begin(self, growth: Growth, group: Group, request: Release) -> None:
         for node in request.group:
             group.run.close(node)
 
@@ -55,15 +53,15 @@ HANDLERS: dict[type[Any], Handler] = {
 }
 
 
-def begin(engine: Engine, run: Run, request: Request, parent: Group | None = None) -> Group:
+def begin(growth: Growth, run: Run, request: Request, parent: Group | None = None) -> Group:
     """Start the work of a granted request."""
     group = Group(run, request, parent)
     if parent is not None:
         parent.add()
     if isinstance(request, Gather):
-        parts = [begin(engine, run, part, group) for part in request.requests]
+        parts = [begin(growth, run, part, group) for part in request.requests]
         group.reply = lambda: tuple(part.reply() for part in parts)
     else:
-        HANDLERS[type(request)].begin(engine, group, request)
+        HANDLERS[type(request)].begin(growth, group, request)
     group.seal()
     return group

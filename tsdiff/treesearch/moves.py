@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
+from tsdiff.treesearch.growth import Growth
 from tsdiff.treesearch.node import Move, Node
 from tsdiff.treesearch.noise import Fresh, Recipe, Torch, derive, move_noise
 from tsdiff.treesearch.protocols import Sampler
@@ -20,7 +21,6 @@ from tsdiff.treesearch.work import Chain, Estimate
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tsdiff.treesearch.engine import Engine
 
 # Roots ---------------------------------------------------------------------------------------------------------------
 
@@ -38,16 +38,16 @@ class DrawHandler:
         for _ in range(request.count):
             quote.create(0)
 
-    def begin(self, engine: Engine, group: Group, request: Draw) -> None:
+    def begin(self, growth: Growth, group: Group, request: Draw) -> None:
         run = group.run
-        with engine.timed("noise"):
+        with growth.timed("noise"):
             recipes = self._recipes(run, request)
             arrays = [run.realize(recipe) for recipe in recipes]
         sampler = run.bindings[None].sampler(run.tree)
         for recipe, array in zip(recipes, arrays, strict=True):
             node = run.tree.add_root(Move("draw", (0,), noise=recipe))
             run.adopt(node)
-            noise = engine.to_device(array)
+            noise = growth.to_device(array)
             run.store.put(run.key("noise", len(run.tree.roots) - 1), {"noise": noise})
             latent = sampler.draw(noise[None], None if run.origin is None else run.origin[None])[0]
             run.settle(node, {"latent": latent}, arrived=False)
@@ -81,7 +81,7 @@ class StartHandler:
         for _ in range(request.copies):
             quote.create(self._level(quote.run, request))
 
-    def begin(self, engine: Engine, group: Group, request: Start) -> None:
+    def begin(self, growth: Growth, group: Group, request: Start) -> None:
         run = group.run
         level = self._level(run, request)
         sampler = run.bindings[None].sampler(run.tree)
@@ -90,7 +90,7 @@ class StartHandler:
             move = Move("start", (level,), scale=request.strength, source="image" if source is None else "node")
             node = run.tree.add_root(move, level)
             run.adopt(node)
-            noise = engine.to_device(run.realize(Fresh(len(run.tree.roots) - 1)))
+            noise = growth.to_device(run.realize(Fresh(len(run.tree.roots) - 1)))
             run.store.put(run.key("noise", len(run.tree.roots) - 1), {"noise": noise})
             if source is None:
                 clean = run.origin
@@ -156,16 +156,16 @@ class DenoiseHandler:
                 if memo is None or quote.once(memo):
                     quote.denoise(node, levels, sampler, request.model, stops=stops, draft=False)
 
-    def begin(self, engine: Engine, group: Group, request: Denoise) -> None:
+    def begin(self, growth: Growth, group: Group, request: Denoise) -> None:
         run = group.run
         sampler = run.bindings[request.model].sampler(run.tree, request.solver)
         for node, to in zip(request.group, request.targets, strict=True):
             levels = run.tree.schedule.span(node.level, to, request.num_steps)
             for _ in range(request.copies):
-                group.nodes.append(node if len(levels) == 1 else self._child(engine, group, request, node, levels, sampler))
+                group.nodes.append(node if len(levels) == 1 else self._child(growth, group, request, node, levels, sampler))
         group.reply = lambda: group.nodes
 
-    def _child(self, engine: Engine, group: Group, request: Denoise, node: Node, levels: tuple[int, ...], sampler: Sampler) -> Node:
+    def _child(self, growth: Growth, group: Group, request: Denoise, node: Node, levels: tuple[int, ...], sampler: Sampler) -> Node:
         run = group.run
         memo = self._memo(node, levels, sampler, request)
         if memo is not None and memo in run.repeats:
@@ -184,7 +184,7 @@ class DenoiseHandler:
         if memo is not None:
             run.remember(memo, parent)
         group.add(len(pieces))
-        denoise(engine, run, pieces, sampler, request.model, request.noise, group.done)
+        denoise(growth, run, pieces, sampler, request.model, request.noise, group.done)
         return parent
 
     @staticmethod
@@ -216,7 +216,7 @@ def grow(run: Run, parent: Node, move: Move, stream: int, branch: int, *, draft:
 
 
 def denoise(
-    engine: Engine,
+    growth: Growth,
     run: Run,
     pieces: Sequence[tuple[Node, tuple[int, ...], Node]],
     sampler: Sampler,
@@ -229,7 +229,7 @@ def denoise(
 
     def then() -> None:
         if rest:
-            denoise(engine, run, rest, sampler, model, noise, done)
+            denoise(growth, run, rest, sampler, model, noise, done)
         done()
 
     if parent.failed:
@@ -243,7 +243,7 @@ def denoise(
     chain = Chain(
         run, run.bindings[model], sampler, levels, child, kept["latent"], history, run.history_level[parent.index], captured, recipe, then
     )
-    engine.growth.start(chain, parent)
+    growth.start(chain, parent)
 
 
 class RenoiseHandler:
@@ -263,7 +263,7 @@ class RenoiseHandler:
                 for _ in range(request.copies):
                     quote.create(request.to)
 
-    def begin(self, engine: Engine, group: Group, request: Renoise) -> None:
+    def begin(self, growth: Growth, group: Group, request: Renoise) -> None:
         run = group.run
         sampler = run.bindings[None].sampler(run.tree)
         for node in request.group:
@@ -280,8 +280,8 @@ class RenoiseHandler:
             def spread(clean: Tensor | None, node: Node = node, children: Sequence[Node] = children) -> None:
                 import torch
 
-                with engine.timed("noise"):
-                    noise = engine.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
+                with growth.timed("noise"):
+                    noise = growth.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
                 copies = len(children)
                 kept = run.store.get(run.key("node", node.index))
                 if clean is not None:
@@ -293,7 +293,7 @@ class RenoiseHandler:
                 captured = {name: kept[name] for name, level in run.ancestor_levels.items() if name in kept and _captured_at(node, level) < request.to}
                 place(run, group, children, latents, captured)
 
-            with_estimate(engine, group, node, children, spread, needed=request.source == "x0")
+            with_estimate(growth, group, node, children, spread, needed=request.source == "x0")
         group.reply = lambda: group.nodes
 
 
@@ -328,7 +328,7 @@ class PerturbHandler:
                 for _ in range(request.copies):
                     quote.create(node.level)
 
-    def begin(self, engine: Engine, group: Group, request: Perturb) -> None:
+    def begin(self, growth: Growth, group: Group, request: Perturb) -> None:
         run = group.run
         sampler = run.bindings[None].sampler(run.tree)
         for node in request.group:
@@ -339,8 +339,8 @@ class PerturbHandler:
                 import torch
 
                 assert clean is not None
-                with engine.timed("noise"):
-                    noise = engine.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
+                with growth.timed("noise"):
+                    noise = growth.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
                 copies = len(children)
                 kept = run.store.get(run.key("node", node.index))
                 latent, arrived = kept["latent"], [run.arrived[node.index]] * copies
@@ -350,7 +350,7 @@ class PerturbHandler:
                 captured = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
                 place(run, group, children, latents, captured, arrived=run.arrived[node.index])
 
-            with_estimate(engine, group, node, children, spread, needed=True)
+            with_estimate(growth, group, node, children, spread, needed=True)
         group.reply = lambda: group.nodes
 
 
@@ -364,7 +364,7 @@ def branch_off(run: Run, node: Node, move: Move) -> Node:
 
 
 def with_estimate(
-    engine: Engine, group: Group, node: Node, children: Sequence[Node], spread: Callable[[Tensor | None], None], *, needed: bool
+    growth: Growth, group: Group, node: Node, children: Sequence[Node], spread: Callable[[Tensor | None], None], *, needed: bool
 ) -> None:
     """Call `spread` with the node's clean estimate (None if not needed); failures fail the children."""
     run = group.run
@@ -385,12 +385,12 @@ def with_estimate(
         group.done()
 
     if needed:
-        estimate(engine, run, node, spread_and_done, failed)
+        estimate(growth, run, node, spread_and_done, failed)
     else:
         spread_and_done(None)
 
 
-def estimate(engine: Engine, run: Run, node: Node, then: Callable[[Tensor], None], failed: Callable[[str], None]) -> None:
+def estimate(growth: Growth, run: Run, node: Node, then: Callable[[Tensor], None], failed: Callable[[str], None]) -> None:
     """Call `then` with a node's clean estimate; at level T that is the latent itself."""
     latent = run.store.get(run.key("node", node.index))["latent"]
     if node.level == run.tree.schedule.last:
@@ -398,9 +398,9 @@ def estimate(engine: Engine, run: Run, node: Node, then: Callable[[Tensor], None
         return
 
     def predicted(cond: Tensor, uncond: Tensor | None) -> None:
-        engine.growth.estimates.append(Estimate(run, run.bindings[None], node.level, latent, cond, uncond, then))
+        growth.estimates.append(Estimate(run, run.bindings[None], node.level, latent, cond, uncond, then))
 
-    engine.growth.predict(run, node, None, predicted, failed)
+    growth.predict(run, node, None, predicted, failed)
 
 
 def place(run: Run, group: Group, children: Sequence[Node], latents: Tensor, captured: dict[str, Tensor], *, arrived: bool = False) -> None:

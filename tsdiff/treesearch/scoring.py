@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
+from tsdiff.treesearch.growth import Growth
 from tsdiff.treesearch.moves import denoise, estimate, grow
 from tsdiff.treesearch.node import Move, Node, Value
 from tsdiff.treesearch.protocols import Sampler, Verifier
@@ -18,7 +19,6 @@ from tsdiff.treesearch.work import Candidate, Decode, Judgement
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tsdiff.treesearch.engine import Engine
 
 
 class ScoreHandler:
@@ -46,21 +46,21 @@ class ScoreHandler:
             if quote.once(memo):
                 quote.denoise(node, levels, sampler, None, stops=levels[-1:], draft=True)
 
-    def begin(self, engine: Engine, group: Group, request: Score) -> None:
+    def begin(self, growth: Growth, group: Group, request: Score) -> None:
         run = group.run
         verifier = self._verifier(run, request)
         key = request.key(verifier.name)
         nodes = list(request.group)
         group.reply = lambda: [node.score(key) for node in nodes]
         wanted = list(dict.fromkeys(node for node in nodes if not node.failed and not self._known(node, request, verifier)))
-        collector = SetCollector(engine, verifier, len(wanted)) if verifier.scope == "set" else None
+        collector = SetCollector(growth, verifier, len(wanted)) if verifier.scope == "set" else None
         for node in wanted:
             group.add()
             waiting = run.scoring.setdefault((node.index, key, id(collector)), [])
             waiting.append(group)
             if len(waiting) > 1:
                 continue  # being scored already, for another request of the same Gather
-            Scoring(engine, run, node, verifier, key, collector).start(request)
+            Scoring(growth, run, node, verifier, key, collector).start(request)
 
     @staticmethod
     def _verifier(run: Run, request: Score) -> Verifier:
@@ -84,8 +84,8 @@ def _lookahead(run: Run, node: Node, request: Score) -> tuple[Sampler, tuple[int
 class Scoring:
     """One node on its way to a value: (look-ahead ->) clean estimate -> pixels -> every verifier concerned."""
 
-    def __init__(self, engine: Engine, run: Run, node: Node, verifier: Verifier, key: str, collector: SetCollector | None) -> None:
-        self.engine = engine
+    def __init__(self, growth: Growth, run: Run, node: Node, verifier: Verifier, key: str, collector: SetCollector | None) -> None:
+        self.growth = growth
         self.run = run
         self.node = node
         self.verifier = verifier
@@ -106,7 +106,7 @@ class Scoring:
         if draft is None:
             leaf = grow(run, node, Move("denoise", levels, solver=run.tree.solver.ode), node.stream, 0, draft=True)
             draft = run.drafts[self.memo] = Draft(leaf)
-            denoise(self.engine, run, [(node, levels, leaf)], sampler, None, None, draft.arrived)
+            denoise(self.growth, run, [(node, levels, leaf)], sampler, None, None, draft.arrived)
         self.source = draft.leaf
         draft.users += 1
         if draft.ready:
@@ -118,7 +118,7 @@ class Scoring:
         if self.source.failed:
             self._fail(self.source.reason or "its look-ahead failed")
             return
-        estimate(self.engine, self.run, self.source, self._decode, self._fail)
+        estimate(self.growth, self.run, self.source, self._decode, self._fail)
 
     def _fail(self, reason: str) -> None:
         if self.source is self.node:
@@ -155,7 +155,7 @@ class Scoring:
             else:
                 self._judge(x0, pixels)
 
-        self.engine.batches.decode(Decode(self.run, self.run.bindings[None].model, x0, decoded))
+        self.growth.batches.decode(Decode(self.run, self.run.bindings[None].model, x0, decoded))
 
     def _judge(self, x0: Tensor, pixels: Tensor | None) -> None:
         run, source = self.run, self.source
@@ -174,7 +174,7 @@ class Scoring:
             elif self.collector is not None and judge is self.verifier:
                 self.collector.add(candidate, then)
             else:
-                self.engine.batches.judge(Judgement(judge, [candidate], then))
+                self.growth.batches.judge(Judgement(judge, [candidate], then))
 
     def _judged(self, judge: Verifier, pixels: Tensor | None, values: Sequence[Value]) -> None:
         self._value(self.key if judge is self.verifier else judge.name, values[0])
@@ -201,8 +201,8 @@ class Scoring:
 class SetCollector:
     """Waits for all candidates of a set, then has them judged together."""
 
-    def __init__(self, engine: Engine, verifier: Verifier, expected: int) -> None:
-        self.engine = engine
+    def __init__(self, growth: Growth, verifier: Verifier, expected: int) -> None:
+        self.growth = growth
         self.verifier = verifier
         self.expected = expected
         self.rows: list[tuple[Candidate, Callable[[list[Value]], None]]] = []
@@ -227,4 +227,4 @@ class SetCollector:
             for (_, then), value in zip(rows, values, strict=True):
                 then([value])
 
-        self.engine.batches.judge(Judgement(self.verifier, [candidate for candidate, _ in rows], deliver))
+        self.growth.batches.judge(Judgement(self.verifier, [candidate for candidate, _ in rows], deliver))
