@@ -83,7 +83,7 @@ def test_every_option_is_a_key(tsdiff, tmp_path):
 def test_underscores_and_negated_flags_are_understood(tsdiff, tmp_path):
     (tmp_path / "c.toml").write_text("no_baseline = true\nmax_batch = 3")
     plan = json.loads(tsdiff("plan", "--config", "c.toml", "--json").stdout)
-    assert (plan["baseline_cost"], plan["max_batch"]) == (None, 3)
+    assert (plan["baseline_cost"], plan["rows_per_call"]["network"]) == (None, 3)
 
 
 @pytest.mark.parametrize(

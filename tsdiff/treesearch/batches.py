@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("tsdiff")
 
+DETERMINISTIC_ROWS = 8
+"""Rows of every network call in deterministic mode, unless fewer are asked for."""
+
 CALIBRATION_ROWS = 500
 """Searches expected to need fewer network rows than this do not spend any on measuring the best batch size."""
 
@@ -42,8 +45,8 @@ class Limits:
 
     Attributes:
       deterministic: one fixed row count for every call, never calibrated; out of memory is an error.
-      network, decode, verify: rows a call at most (and, when deterministic, exactly). `network` None is calibrated:
-        the smallest batch within 95 % of the best throughput.
+      network, decode, verify: rows a call at most (and, when deterministic, exactly). `network` None is
+        `DETERMINISTIC_ROWS` then, and otherwise calibrated: the smallest batch within 95 % of the best throughput.
       host_bytes, device_bytes: memory for latents before the least recently used move out.
       seconds: no request is granted after this long; None for no limit.
     """
@@ -55,6 +58,10 @@ class Limits:
     host_bytes: int = 4 << 30
     device_bytes: int = 4 << 30
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.deterministic and self.network is None:
+            object.__setattr__(self, "network", DETERMINISTIC_ROWS)
 
 
 @dataclass
@@ -126,7 +133,7 @@ class Batches:
         assert binding.encoded is not None
         key = (id(binding.model), run.tree.schedule.key, run.shape, binding.encoded.bucket)
         if key not in self.buckets:
-            limit = self.limits.network or (8 if self.limits.deterministic else None)
+            limit = self.limits.network
             self.buckets[key] = Bucket(binding.sampler(run.tree), limit)
         rows = evaluation.rows
         evaluation.outputs = [None] * len(rows)

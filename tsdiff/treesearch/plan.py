@@ -101,7 +101,7 @@ class Plan:
             "nfe_upper": self.nfe_upper,
             "rows_upper": self.rows_upper,
             "deterministic": self.limits.deterministic,
-            "max_batch": self.limits.network,
+            "rows_per_call": {"network": self.limits.network, "decode": self.limits.decode, "verify": self.limits.verify},
             "seconds_limit": self.limits.seconds,
             "notices": list(self.notices),
         }
@@ -210,15 +210,7 @@ def prepare(
     if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
         raise UsageError(f"seconds is {seconds!r} but must be a number above 0")
     plain = Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True) + setting.result()
-    limits = Limits(
-        deterministic=deterministic,
-        network=None if max_batch is None else min(_at_least("max_batch", max_batch, 1), 8) if deterministic else _at_least("max_batch", max_batch, 1),
-        decode=min(max_batch or 8, 8),
-        verify=min(max_batch or 16, 16) if not deterministic else min(max_batch or 8, 8),
-        host_bytes=4 << 30 if memory_limit is None else _at_least("memory_limit", memory_limit, 1),
-        device_bytes=4 << 30 if memory_limit is None else memory_limit,
-        seconds=seconds,
-    )
+    limits = _limits(deterministic, max_batch, memory_limit, seconds)
     return Plan(
         model=outline,
         conditions=conditions,
@@ -241,6 +233,26 @@ def prepare(
         given=given,
         helpers={name: _helper(name, helper, options, outline, whole, info, size) for name, helper in (helpers or {}).items()},
         keep_latents="best" if out is None else "all",
+    )
+
+
+def _limits(deterministic: bool, max_batch: int | None, memory_limit: int | None, seconds: float | None) -> Limits:
+    """Rows a call and bytes of latents; in deterministic mode the row counts are fixed, and fewer only if asked."""
+    usual = Limits(deterministic)
+    most = None if max_batch is None else _at_least("max_batch", max_batch, 1)
+    size = usual.host_bytes if memory_limit is None else _at_least("memory_limit", memory_limit, 1)
+
+    def capped(rows: int | None) -> int | None:
+        return most if rows is None else rows if most is None else min(rows, most)
+
+    return dataclasses.replace(
+        usual,
+        network=capped(usual.network),
+        decode=capped(usual.decode) or usual.decode,
+        verify=capped(usual.verify) or usual.verify,
+        host_bytes=size,
+        device_bytes=size,
+        seconds=seconds,
     )
 
 

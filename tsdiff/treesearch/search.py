@@ -208,6 +208,7 @@ class _Collector:
         self.failures: dict[tuple[int, int], Failure] = {}
         self.latents: dict[tuple[int, int], dict[int, Tensor]] = {}
         self.best: float | None = None
+        self.environment = environment()
 
     def ended(self, run: Run) -> None:
         """A tree has ended, its latents are still there."""
@@ -234,7 +235,7 @@ class _Collector:
         baseline = None if plain is None or plain.answer is None else self._result(plain)
         result = self._result(searched, baseline)
         result.latents = self.latents.pop(place, {})
-        result.options = self.plan.to_json() | {"typed": dict(self.plan.typed), "environment": environment()}
+        result.options = self.plan.to_json() | {"typed": dict(self.plan.typed), "environment": self.environment}
         if self.folder is not None:
             result.write(self._folder(place))
         self.results[place] = result
