@@ -227,11 +227,12 @@ def test_ctrl_c_stops_a_search_with_130_and_keeps_what_is_finished(tmp_path):
     process = subprocess.Popen(
         (*PROGRAM, "search", "--seed", "0-4000", "--out", str(tmp_path), "--steps", "50"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not list(tmp_path.glob("run-*")):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("run-*/*/run.json")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == f"interrupted: what was finished is in {tmp_path}"
     assert "Traceback" not in err
+    assert list(tmp_path.glob("run-*/*/best.png"))
