@@ -10,8 +10,10 @@ from fakes import PROMPT, Hooked, Judge, RandomSearch, check_books, grow
 
 from tsdiff.policies.beam import Beam
 from tsdiff.policies.best_of_n import BestOfN
+from tsdiff.treesearch import search as search_module
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.requests import Denoise, Draw, Release, Renoise, Score
+from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.search import execute, prepare
 
 LAST = 6
@@ -99,18 +101,16 @@ def test_built_in_policies_release_what_they_drop():
         assert len(closed) > 0.6 * len(grown.nodes)
 
 
-def test_finished_runs_are_not_kept():
+def test_finished_runs_are_not_kept(monkeypatch):
     alive = []
 
-    class Watched(Hooked):
-        def encode(self, conditions, *, guided):
-            import inspect
+    class Watched(Run):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            alive.append(weakref.ref(self))
 
-            run = inspect.currentframe().f_back.f_locals["run"]
-            alive.append(weakref.ref(run))
-            return super().encode(conditions, guided=guided)
-
-    results = execute(prepare(Watched(), [PROMPT] * 3, policy=BestOfN(n=2), verifiers=[Judge()], steps=3))
+    monkeypatch.setattr(search_module, "Run", Watched)
+    results = execute(prepare(Hooked(), [PROMPT] * 3, policy=BestOfN(n=2), verifiers=[Judge()], steps=3))
     gc.collect()
     assert len(results) == 3
     assert len(alive) == 6

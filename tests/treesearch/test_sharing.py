@@ -9,10 +9,15 @@ from fakes import Hooked, Judge, check_books, grow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tsdiff
+from tsdiff.policies import BestOfN
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.noise import Fresh, Mix, Rotate, derive, initial_noise, move_noise, realize, step_noise
 from tsdiff.treesearch.protocols import Guidance
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Perturb, Release, Renoise, Score, Start
+from tsdiff.worlds.gaussian.model import GaussianModel
+from tsdiff.worlds.gaussian.presets import preset
+from tsdiff.worlds.gaussian.verifiers import Target
 
 SOLVERS = [
     ("vp", "ddim"), ("vp", "ddim(eta=1)"), ("vp", "ddpm"), ("vp", "dpm++2m"), ("vp", "dpm++2m-sde"), ("vp", "exact"),
@@ -418,3 +423,13 @@ def test_noise_is_added_from_where_the_latent_stands():
     grow(search, model=Watched())
     assert asked[:3] == [[True, True], [False], [False]]
     assert sorted(asked[3:]) == [[False], [False], [True]]  # in the order in which their estimates are ready
+
+
+def test_a_prompt_is_encoded_once_for_all_of_its_seeds_and_baselines():
+    model = GaussianModel(preset("rare-mode").mixture)
+    encoded = []
+    original = model.encode
+    model.encode = lambda conditions, *, guided: encoded.extend(conditions) or original(conditions, guided=guided)
+    results = tsdiff.search(model, ["near (0, 0)", "near (1, 1)"], policy=BestOfN(n=2), verifier=Target(), seed=[0, 1, 2])
+    assert [condition.prompt for condition in encoded] == ["near (0, 0)", "near (1, 1)"]
+    assert [result.ledger.encodes for result in results] == [1] * 6

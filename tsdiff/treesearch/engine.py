@@ -27,7 +27,7 @@ from tsdiff.treesearch.handlers import HANDLERS, begin
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import derive, normals
-from tsdiff.treesearch.protocols import NullRecorder, Recorder, Sampler
+from tsdiff.treesearch.protocols import Condition, DiffusionModel, Encoded, NullRecorder, Recorder, Sampler
 from tsdiff.treesearch.quote import Quote
 from tsdiff.treesearch.requests import Draw, Release, Request
 from tsdiff.treesearch.run import Run, flatten
@@ -71,6 +71,7 @@ class Engine:
         self.waiting: deque[Run] = deque()
         self.live: dict[int, Run] = {}
         self.samplers: dict[tuple[Any, ...], Sampler] = {}
+        self._encoded: dict[int, tuple[Condition, bool, Encoded]] = {}
         self._numbers = count()
         self._started = time.perf_counter()
 
@@ -126,16 +127,22 @@ class Engine:
 
         for binding in run.bindings.values():
             binding.samplers = self.samplers
-            if binding.encoded is None:
-                with self.timed("encode"):
-                    binding.encoded = binding.model.encode([run.tree.condition], guided=run.guidance.on)[0]
-                run.tree.ledger.encodes += 1
+            binding.encoded = self._encode(binding.model, run.tree.condition, guided=run.guidance.on)
+            run.tree.ledger.encodes += 1
         if run.image is not None:
             noise = normals(derive(run.tree.seed, "encode"), int(torch.Size(run.shape).numel())).reshape(run.shape)
             model = run.bindings[None].model
             with self.timed("encode"):
                 run.origin = model.encode_images(run.image[None].to(self.store.device), self.growth.to_device(noise[None]))[0]
             run.tree.ledger.encodes += 1
+
+    def _encode(self, model: DiffusionModel, condition: Condition, *, guided: bool) -> Encoded:
+        """Encode a condition alone, so that the bytes do not depend on others; a prompt's seeds follow one another and share it."""
+        latest = self._encoded.get(id(model))
+        if latest is None or latest[0] is not condition or latest[1] != guided:
+            with self.timed("encode"):
+                latest = self._encoded[id(model)] = (condition, guided, model.encode([condition], guided=guided)[0])
+        return latest[2]
 
     def _resume(self) -> bool:
         """Commit completed groups, then hand their replies to their policies."""

@@ -61,7 +61,11 @@ class Budget:
 
 @dataclass
 class TreeLedger:
-    """What one tree has spent. `verifier_calls` counts images scored, by verifier."""
+    """What one tree has spent.
+
+    `verifier_calls` counts images scored, by verifier; `encodes` the conditions and images that it needed encoded (the
+    trees of one prompt share the work).
+    """
 
     nfe: int = 0
     rows: int = 0
