@@ -278,11 +278,7 @@ class RenoiseHandler:
                 continue
 
             def spread(clean: Tensor | None, node: Node = node, children: Sequence[Node] = children) -> None:
-                import torch
-
-                with growth.timed("noise"):
-                    noise = growth.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
-                copies = len(children)
+                noise, copies = noise_of(growth, run, children), len(children)
                 kept = run.store.get(run.key("node", node.index))
                 if clean is not None:
                     latents = sampler.add_noise(clean.expand(copies, *clean.shape), [request.to] * copies, noise)
@@ -336,12 +332,8 @@ class PerturbHandler:
             group.nodes.extend(children)
 
             def spread(clean: Tensor | None, node: Node = node, children: Sequence[Node] = children) -> None:
-                import torch
-
                 assert clean is not None
-                with growth.timed("noise"):
-                    noise = growth.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
-                copies = len(children)
+                noise, copies = noise_of(growth, run, children), len(children)
                 kept = run.store.get(run.key("node", node.index))
                 latent, arrived = kept["latent"], [run.arrived[node.index]] * copies
                 latents = sampler.perturb(
@@ -361,6 +353,14 @@ def branch_off(run: Run, node: Node, move: Move) -> Node:
     child = run.tree.add_child(node, Move(move.kind, move.levels, number, scale=move.scale, source=move.source), stream, number)
     run.adopt(child)
     return child
+
+
+def noise_of(growth: Growth, run: Run, children: Sequence[Node]) -> Tensor:
+    """The noise of the moves that make these nodes, (children, ...)."""
+    import torch
+
+    with growth.timed("noise"):
+        return growth.to_device(torch.stack([torch.from_numpy(move_noise(child.stream, run.shape)) for child in children]))
 
 
 def with_estimate(
