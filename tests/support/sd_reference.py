@@ -1,0 +1,53 @@
+"""Diffusers' own Stable Diffusion pipelines, fed with noise of ours: what the tests compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import diffusers
+import pytest
+from torch import Tensor
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddim(eta=0.8)": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+}
+
+
+def swapped(pipe: Any, solver: str, name_of_class: str = "StableDiffusionPipeline") -> Any:
+    """Another pipeline around the same modules, with the scheduler of diffusers that a solver stands for."""
+    name, options = SCHEDULERS[solver]
+    parts = {**pipe.components, "scheduler": getattr(diffusers, name).from_config(pipe.scheduler.config, **options)}
+    other = getattr(diffusers, name_of_class)(**parts, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, noises: list[Tensor]) -> Iterator[Tensor]:
+    """Let all that diffusers draws come from a list, in order."""
+    from diffusers.models.autoencoders import vae
+    from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+    from diffusers.schedulers import (
+        scheduling_ddim,
+        scheduling_ddpm,
+        scheduling_dpmsolver_multistep,
+        scheduling_euler_ancestral_discrete,
+    )
+
+    supply = iter(noises)
+
+    def draw(shape: Any, *args: Any, **kwargs: Any) -> Tensor:
+        noise = next(supply)
+        assert tuple(noise.shape) == tuple(shape)
+        return noise
+
+    for module in (vae, img2img, scheduling_ddim, scheduling_ddpm, scheduling_dpmsolver_multistep, scheduling_euler_ancestral_discrete):
+        monkeypatch.setattr(module, "randn_tensor", draw)
+    return supply
