@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from tiny_sd import tiny_stable_diffusion
 
 from tsdiff.cli import progress as progress_module
 from tsdiff.cli.progress import lines
@@ -219,3 +220,12 @@ def test_redirected_progress_of_a_real_search_counts_every_evaluation(tsdiff, mo
     result = tsdiff("search", *QUICK)
     assert f"{plan['nfe_upper']} of {plan['nfe_upper']} NFE (100%)" in result.stderr
     assert "\x1b" not in result.output
+
+
+def test_a_prompt_that_is_cut_is_told_and_quiet_is_quiet(tsdiff, tmp_path):
+    tiny_stable_diffusion(tmp_path / "model")
+    options = ("--model", str(tmp_path / "model"), "--verifier", "luminance", "--policy", "best-of-n", "-P", "n=1", "--steps", "2", "--out", str(tmp_path / "out"))
+    told, quiet = tsdiff("search", "a cat " * 100, *options), tsdiff("search", "a cat " * 100, *options, "--quiet")
+    assert told.exit_code == quiet.exit_code == 0
+    assert sum("token" in line for line in told.stderr.splitlines()) == 1
+    assert quiet.stderr == ""

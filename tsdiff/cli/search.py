@@ -78,6 +78,8 @@ def report(results: Results, *, as_json: bool, quiet: bool = False) -> int:
         print_facts(_facts(finished[0]))
     elif finished:
         print_table(_TABLE, [_row(result) for result in finished], numeric=_TABLE[1:-1])
+    for line in () if quiet else results.notices:
+        say("", line)
     for failure in results.failures:
         say("failed", f"{one_prompt(failure.prompt)}, seed {failure.seed}: {failure.message}")
     for result in finished:

@@ -171,8 +171,12 @@ class Growth:
         sampler = estimates[0].binding.sampler(estimates[0].run.tree)
         output = self._guided(sampler, estimates, [item.run for item in estimates])
         x0 = sampler.x0(torch.stack([item.latents for item in estimates]), [item.level for item in estimates], output)
-        for item, row in zip(estimates, x0.unbind(0), strict=True):
-            item.then(row)
+        finite = torch.isfinite(x0).flatten(1).all(1).tolist()  # one transfer for the batch
+        for item, row, good in zip(estimates, x0.unbind(0), finite, strict=True):
+            if good:
+                item.then(row)
+            else:
+                item.failed(f"the clean estimate is not finite at level {item.level}")
 
     def to_device(self, array: Any) -> Tensor:
         """A numpy array or tensor on the store's device."""

@@ -398,7 +398,7 @@ def estimate(growth: Growth, run: Run, node: Node, then: Callable[[Tensor], None
         return
 
     def predicted(cond: Tensor, uncond: Tensor | None) -> None:
-        growth.estimates.append(Estimate(run, run.bindings[None], node.level, latent, cond, uncond, then))
+        growth.estimates.append(Estimate(run, run.bindings[None], node.level, latent, cond, uncond, then, failed))
 
     growth.predict(run, node, None, predicted, failed)
 

@@ -193,8 +193,6 @@ def prepare(
     info = outline.solver(solver, eta)
     whole = outline.schedule(info, outline.default_steps if steps is None else _at_least("steps", steps, 1), size)
     schedule = _tail(whole, init_image, strength)
-    scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
-    guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
     seeds = _seeds(seed)
     first, given = _first_noise(initial_noise, latents, outline.latent_shape(size), seeds)
 

@@ -250,6 +250,5 @@ class Release:
         return self.nodes  # type: ignore[return-value]
 
 
-# A plug-in of the engine may add kinds of its own (see the engine's dispatch table), hence `object`-like openness is
-# given up here on purpose: these are the kinds that policies can rely on.
+# The kinds that policies can rely on. The engine carries them out through a table, `tsdiff.treesearch.handlers`.
 Request: TypeAlias = Draw | Start | Denoise | Renoise | Perturb | Score | Gather | Release

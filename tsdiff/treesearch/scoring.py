@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-
 class ScoreHandler:
     """Values."""
 
@@ -137,11 +136,6 @@ class Scoring:
         return [self.verifier, *(judge for judge in others if judge.scope == "row")]
 
     def _decode(self, x0: Tensor) -> None:
-        import torch
-
-        if not bool(torch.isfinite(x0).all()):
-            self._fail(f"the clean estimate is not finite at level {self.source.level}")
-            return
         if not any("images" in judge.needs for judge in self._judges()):
             self._judge(x0, None)
             return

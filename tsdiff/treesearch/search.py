@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -299,10 +298,3 @@ def _settings(deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]
-
-
-def with_typed(plan: Plan, typed: Mapping[str, Any]) -> Plan:
-    """The plan with the options as the user typed them, for the record."""
-    return dataclasses.replace(plan, typed=dict(typed))
-
-

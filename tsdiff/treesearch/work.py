@@ -102,7 +102,7 @@ class Step:
 
 @dataclass(eq=False, slots=True)
 class Estimate:
-    """A clean estimate to be formed from a node's prediction."""
+    """A clean estimate to be formed from a node's prediction; `failed` is told why if it is not finite."""
 
     run: Run
     binding: Binding
@@ -111,6 +111,7 @@ class Estimate:
     cond: Tensor
     uncond: Tensor | None
     then: Callable[[Tensor], None]
+    failed: Callable[[str], None]
 
 
 @dataclass(eq=False, slots=True)
