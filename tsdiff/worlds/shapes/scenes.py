@@ -251,7 +251,7 @@ def near_misses(prompt: Prompt) -> dict[str, Prompt]:
         misses["swapped colors"] = Prompt(swapped, prompt.links)
     if prompt.links:
         link = prompt.links[0]
-        misses["swapped relation"] = Prompt(groups, (Link(link.second, link.relation, link.first),))
+        misses["swapped relation"] = Prompt((groups[link.second], groups[link.first]), (Link(0, link.relation, 1),))
         across = [relation for relation in RELATIONS if relation in (("above", "below") if link.relation in ("left of", "right of") else ("left of", "right of"))]
         misses["wrong relation"] = Prompt(groups, (Link(0, across[number % 2], 1),))
     first, *rest = groups

@@ -1,0 +1,57 @@
+"""The command line of training: `python -m tsdiff.worlds.shapes.train MODEL`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.worlds.shapes.train.loop import Recipe, Training, finish, train
+
+
+def recipes(runs: Path) -> dict[str, Recipe]:
+    """Every recipe by name. Later ones find the models they build on under `runs`."""
+    from tsdiff.worlds.shapes.train.autoencoder import Autoencoder
+    from tsdiff.worlds.shapes.train.contrast import Contrast
+    from tsdiff.worlds.shapes.train.denoiser import Denoiser
+    from tsdiff.worlds.shapes.train.features import Classifier
+
+    latents = runs / "autoencoder" / "model"
+    long = Training(steps=36_000, batch=32, rate=7e-4, warmup=500, average=0.9995)
+    made: list[Recipe] = [
+        Autoencoder(),
+        Denoiser("shapes", (32, 96, 160), latents, long),
+        Denoiser("shapes-small", (16, 32, 80), latents, long),
+        Contrast(),
+        Classifier(),
+    ]
+    return {recipe.name: recipe for recipe in made}
+
+
+@click.command()
+@click.argument("model")
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/shapes"), show_default=True, help="Folder of checkpoints, one below it for each model.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads; results depend on their number in the last bits.")
+@click.option("--every", type=click.IntRange(1), default=250, show_default=True, help="Steps between checkpoints.")
+@click.option("--until", type=click.IntRange(1), help="Stop at this step, to go on later.")
+@click.option("--export", "export_now", is_flag=True, help="Train no further: export what the last checkpoint holds.")
+def main(model: str, runs: Path, threads: int, every: int, until: int | None, export_now: bool) -> None:
+    """Train MODEL, or go on training it, and export it to RUNS/MODEL/model."""
+    torch.set_num_threads(threads)
+    known = recipes(runs)
+    if model not in known:
+        raise click.UsageError(f"there is no model {model!r}; it must be one of {', '.join(known)}")
+    recipe, folder = known[model], runs / model
+    try:
+        trained = finish(recipe, folder) if export_now else train(recipe, folder, every=every, until=until)
+    except UsageError as error:
+        raise click.ClickException(str(error)) from error
+    if until is None or until >= recipe.training.steps or export_now:
+        recipe.export(trained, folder / "model")
+        click.echo(f"wrote {folder / 'model'}")
+
+
+if __name__ == "__main__":
+    main()
