@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Sequence
+from bisect import bisect_right
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from tsdiff.policies.selection import dealt, let_go, survivors
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.parameters import check, parameter
 from tsdiff.treesearch.protocols import Search, Setting, TreeView
-from tsdiff.treesearch.requests import Denoise, Draw, Release, Renoise, Request, Score
+from tsdiff.treesearch.requests import Denoise, Draw, Renoise, Request, Score
 from tsdiff.treesearch.schedule import Schedule
 
 
@@ -31,8 +32,13 @@ class Beam:
     beam at l - jump and denoises from there with K independent noises: needs a stochastic solver.
 
     A child's value is the score of its clean estimate ("x0"), of a short deterministic look-ahead ("lookahead"), or of
-    its own full completion ("final"). A child is scored from its own prediction, which the next denoise uses again.
-    Null scores rank last, ties break by age, failed nodes never survive.
+    its own full completion ("final"), which survivors go on along. A child is scored from its own prediction, which the next
+    denoise uses again.
+    Null scores rank last, ties break by age, failed nodes never survive. With `max_children` no parent has more survivors
+    than that, so that one lucky parent cannot take the whole beam.
+
+    `extra` children are dealt to the branch levels in turn, beginning with the noisiest, and there to the best parents in
+    turn: how `fit` spends what is left of a budget after whole beams.
 
     Sources: diffusion latent beam search with look-ahead, Oshima et al. 2025 (arXiv 2501.19252), whose steps branch at
     every level with eta = 1; re-noising as in the search over paths of Ma et al. 2025 (arXiv 2501.09732). Deviation:
@@ -40,10 +46,11 @@ class Beam:
     """
 
     name: ClassVar[str] = "beam"
-    size_parameters: ClassVar[tuple[str, ...]] = ("width", "branch")
+    size_parameters: ClassVar[tuple[str, ...]] = ("width", "branch", "extra")
 
     width: int = parameter(4, low=1, symbol="B", help="nodes that survive a branch level")
     branch: int = parameter(4, low=1, symbol="K", help="children of every beam node")
+    extra: int = parameter(0, low=0, help="children beyond that, in all; they go to the branch levels and to the best parents in turn")
     levels: tuple[float, ...] = parameter((0.2, 0.4, 0.6, 0.8), above=0.0, below=1.0, help="branch levels, as shares of the schedule from noise (0) to clean (1)")
     jump: float = parameter(0.2, above=0.0, high=1.0, help="how far before a branch level its children part, as a share of the schedule; at least one level")
     branch_by: Literal["renoise", "step"] = parameter("renoise", help="children part by fresh noise from the forward kernel, or by the noise of stochastic steps")
@@ -57,7 +64,7 @@ class Beam:
     @property
     def needs(self) -> frozenset[str]:
         """A stochastic solver, where it is the steps that make children differ."""
-        return frozenset({"stochastic"} if self.branch_by == "step" and self.branch > 1 else ())
+        return frozenset({"stochastic"} if self.branch_by == "step" and (self.branch > 1 or self.extra) else ())
 
     def stops(self, schedule: Schedule) -> list[tuple[int, int]]:
         """The branch levels, in order, each as (level where its children part, branch level)."""
@@ -71,22 +78,28 @@ class Beam:
     def search(self, tree: TreeView) -> Search:
         """See the class. The values that decide are on the nodes; what is dropped is released at once."""
         last = tree.schedule.last
+        stops = self.stops(tree.schedule)
         leaves: list[Node] = []
         beam = yield Draw(self.width)
-        for start, level in self.stops(tree.schedule):
+        for number, (start, level) in enumerate(stops):
             seen = list(beam)
+            more = [place % len(beam) for place in range(dealt(self.extra, len(stops), number))]
+            parents = [place for place in range(len(beam)) for _ in range(self.branch)] + more
             if self.branch_by == "renoise":
                 ends = yield Denoise(beam, to=level)
                 starts = yield Renoise(ends, to=start, copies=self.branch)
+                if more:
+                    starts = [*starts, *(yield Renoise([ends[place] for place in more], to=start))]
                 children = yield Denoise(starts, to=level)
                 seen += ends
             else:
                 starts = yield Denoise(beam, to=start)
-                children = yield Denoise(starts, to=level, copies=self.branch)
-            values, completions = yield from self._evaluate(children, last)
-            beam = self._top(children, values)
+                children = yield Denoise([starts[place] for place in parents], to=level)
+            ahead = self._lead(stops[number + 1]) if number + 1 < len(stops) else last
+            nodes, values, completions = yield from self._evaluate(children, ahead, last)
+            beam = survivors(nodes, values, self.width, parents, self.max_children)
             leaves += completions
-            yield _release(seen + starts + children + leaves, keep=[*beam, tree.best()])
+            yield let_go(seen + starts + children + nodes + leaves, keep=[*beam, tree.best()])
             if not beam:
                 return tree.best()
         if not leaves:  # otherwise the survivors' completions are there, scored
@@ -94,47 +107,45 @@ class Beam:
             yield Score(leaves)
         return tree.best()
 
-    def _evaluate(self, children: list[Node], last: int) -> Generator[Request, Any, tuple[list[float | None], list[Node]]]:
-        """The children's values, and the finished samples that were made to find them."""
+    def _lead(self, stop: tuple[int, int]) -> int:
+        """The level that the beam walks to before children part from it."""
+        start, level = stop
+        return level if self.branch_by == "renoise" else start
+
+    def _evaluate(self, children: list[Node], ahead: int, last: int) -> Generator[Request, Any, tuple[list[Node], list[float | None], list[Node]]]:
+        """What the beam can go on with, its values, and the finished samples that were made to find them.
+
+        A completion passes the level `ahead` where the beam goes next, and so its survivors stand there already.
+        """
         if self.value == "final":
-            leaves = yield Denoise(children, to=last)
+            between = children[0].level < ahead < last
+            leaves = yield Denoise(children, to=last, via=[ahead] if between else [])
             values = yield Score(leaves)
-            return values, leaves
+            return [leaf.parent for leaf in leaves] if between else children, values, leaves
         if self.value == "lookahead":
             values = yield Score(children, at="lookahead", num_steps=self.lookahead_steps)
         else:
             values = yield Score(children)
-        return values, []
-
-    def _top(self, children: Sequence[Node], values: Sequence[float | None]) -> list[Node]:
-        """The `width` best children, at most `max_children` of one parent; `children` is parent-major."""
-        ranked = sorted(
-            (place for place, child in enumerate(children) if not child.failed),
-            key=lambda place: (-value if (value := values[place]) is not None else float("inf"), children[place].index),
-        )
-        taken: Counter[int] = Counter()
-        survivors: list[Node] = []
-        for place in ranked:
-            parent = place // self.branch
-            if len(survivors) < self.width and (self.max_children is None or taken[parent] < self.max_children):
-                taken[parent] += 1
-                survivors.append(children[place])
-        return survivors
+        return children, values, []
 
     def cost(self, setting: Setting) -> Cost:
         """Exact, as long as no node fails: a node's prediction is paid once, by whichever request needs it first."""
         spend = setting.result()
+        stops = self.stops(setting.schedule)
         # Whether the beam nodes have been predicted already: first noises have not, scored children have.
         level, predicted = 0, 0
-        for start, stop in self.stops(setting.schedule):
+        for number, (start, stop) in enumerate(stops):
+            children = self.width * self.branch + dealt(self.extra, len(stops), number)
             if self.branch_by == "renoise":
-                lead = setting.denoise_cost(level, stop) - predicted
-                children = self.branch * setting.denoise_cost(start, stop)
+                lead = setting.denoise_cost(level, stop) - predicted if level < stop else 0
+                child = setting.denoise_cost(start, stop)
             else:
-                lead = setting.denoise_cost(level, start) - predicted
-                children = 1 + self.branch * (setting.denoise_cost(start, stop) - 1)  # copies share the first prediction
-            spend += Spend(nfe=self.width * (lead + children)) + self._evaluation_cost(stop, setting) * (self.width * self.branch)
+                lead = setting.denoise_cost(level, start) - predicted + 1  # all children share the first prediction
+                child = setting.denoise_cost(start, stop) - 1
+            spend += Spend(nfe=self.width * lead) + children * (Spend(nfe=child) + self._evaluation_cost(stop, setting))
             level, predicted = stop, 1
+            if self.value == "final" and number + 1 < len(stops):
+                level = self._lead(stops[number + 1])  # on the way of the completion
         if self.value != "final" or level == 0:
             spend += Spend(nfe=self.width * (setting.denoise_cost(level, setting.schedule.last) - predicted))
             spend += setting.scoring(self.width, final=True)
@@ -154,30 +165,28 @@ class Beam:
         return Spend(nfe=setting.schedule.span_cost(levels, stages)) + scoring
 
     def fit(self, nfe: int, setting: Setting) -> Beam:
-        """The widest beam that `nfe` pays for; where it pays for none, a beam of one with the most children.
+        """The widest beam that `nfe` pays for, then `extra` children for the rest; if it pays for none, one node with fewer children.
+
+        A child costs at most one plain sample, so less than that is left over.
 
         Raises:
           UsageError: if it does not even pay for a beam of one with one child.
         """
 
-        def price(width: int, branch: int) -> int:
-            return replace(self, width=width, branch=branch).cost(setting).upper.nfe
+        def price(width: int, branch: int, extra: int = 0) -> int:
+            return replace(self, width=width, branch=branch, extra=extra).cost(setting).upper.nfe
 
-        width = nfe // price(1, self.branch)  # every node of the beam costs the same
-        if width >= 1:
-            return replace(self, width=width)
-        branch = max((branch for branch in range(1, self.branch) if price(1, branch) <= nfe), default=0)
-        if branch < 1:
+        if nfe < price(1, 1):
             raise UsageError(
                 f"{self.name}: a budget of {nfe} NFE is too small; width=1, branch=1 needs {price(1, 1)} NFE with levels={self.levels}, "
                 f"jump={self.jump:g}, value={self.value}: raise the budget, or ask for fewer branch levels"
             )
-        return replace(self, width=1, branch=branch)
+        width = max(1, nfe // price(1, self.branch))  # every node of the beam costs the same
+        branch = 1 + bisect_right(range(2, self.branch + 1), nfe, key=lambda branch: price(1, branch))
+        parting = self.stops(setting.schedule) and (self.branch_by == "renoise" or setting.solver.stochastic)
+        extra = bisect_right(range(1, nfe), nfe, key=lambda extra: price(width, branch, extra)) if parting else 0
+        return replace(self, width=width, branch=branch, extra=extra)
 
 
 def _nearest(number: float) -> int:
     return int(number + 0.5)
-
-
-def _release(nodes: Sequence[Node], keep: Sequence[Node | None]) -> Release:
-    return Release([node for node in dict.fromkeys(nodes) if node not in keep and node.status == "open"])

@@ -9,7 +9,7 @@ from tsdiff.treesearch.errors import BudgetExhausted, UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.parameters import check, parameter
 from tsdiff.treesearch.protocols import Search, Setting, TreeView
-from tsdiff.treesearch.requests import Denoise, Draw, Score
+from tsdiff.treesearch.requests import Denoise, Draw, Release, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,17 @@ class BestOfN:
                 raise
             leaves = yield Denoise(roots[:affordable], to=last)
         yield Score(leaves)
-        return tree.best()
+        best = tree.best()
+        kept = best.path() if best is not None else ()
+        yield Release([root for root, leaf in zip(roots, leaves, strict=False) if not leaf.failed and root not in kept])
+        return best
 
     def cost(self, setting: Setting) -> Cost:
         """N samples, each scored once."""
         return Cost.exactly(Spend(nfe=self.n * setting.sample_cost) + setting.scoring(self.n, final=True) + setting.result())
 
     def fit(self, nfe: int, setting: Setting) -> BestOfN:
-        """As many samples as `nfe` pays for.
+        """As many samples as `nfe` pays for; less than one is left over.
 
         Raises:
           UsageError: if it does not pay for one.

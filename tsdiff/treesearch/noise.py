@@ -88,6 +88,8 @@ def generator(key: int) -> np.random.Generator:
 
 
 # Recipes: what the unit-variance noise of a root (or of one denoise step) is made of. ------------------------------
+# Recipes do not nest, but roots chain: `base`, `a`, `b` and the keys of `weights` name any earlier root, whatever its own
+# recipe, and stand for its realised noise, which is always kept. So a neighbour can have neighbours of its own.
 
 
 @dataclass(frozen=True)
