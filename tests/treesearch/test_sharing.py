@@ -76,6 +76,37 @@ def test_stops_on_the_way_change_nothing(process, solver, guided, stops):
         assert torch.equal(grown.latent(first, 1), grown.latent(second, 2))
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("branch", [0, 2])
+def test_a_stop_has_been_continued_once(eta, branch):
+    """What went on from a stop is that node's first continuation: asked for again it is there, and others differ."""
+
+    def search(tree):
+        (root,) = yield Draw()
+        (leaf,) = yield Denoise(root, to=6, via=(2, 4), noise=Fresh(branch) if eta else None)
+        middle, stop = leaf.path()[2], leaf.path()[1]
+        assert [node.move.copy for node in leaf.path()[1:]] == [branch if eta else 0, 0, 0]
+        spent = tree.ledger.nfe
+        first = Fresh(0) if eta else None
+        for node, via, again in ((middle, (), leaf), (stop, (4,), leaf), (stop, (), middle)):
+            assert (yield Denoise(node, to=again.level, via=via, noise=first)) == [again]
+        assert tree.ledger.nfe == spent == tree.budget.spent
+        (other,) = yield Denoise(middle, to=6)
+        assert (other is leaf) == (eta == 0)
+        assert other.move.copy == (1 if eta else 0)
+        yield Release([leaf])
+        (anew,) = yield Denoise(middle, to=6, noise=first)
+        assert anew is not leaf
+        return (yield from end(tree, [anew, other] if eta else [anew]))
+
+    grown = grow(search, eta=eta)
+    check_books(grown)
+    leaves = [node for node in grown.runs[0].tree.nodes if node.level == 6]
+    if eta:
+        leaf, other, anew = leaves
+        assert not torch.equal(grown.latent(other), grown.latent(anew))
+
+
 # Sharing -------------------------------------------------------------------------------------------------------------
 
 

@@ -177,12 +177,20 @@ class DenoiseHandler:
         parent, start = node, 0
         for stop in stops:
             kept = None if isinstance(request.noise, Fresh) else request.noise
-            move = Move("denoise", levels[start : stop + 1], branch, kept, request.solver, request.model)
-            child = grow(run, parent, move, stream, branch)
-            pieces.append((parent, levels[start : stop + 1], child))
-            parent, start = child, stop
+            piece = levels[start : stop + 1]
+            child = grow(run, parent, Move("denoise", piece, branch, kept, request.solver, request.model), stream, branch)
+            pieces.append((parent, piece, child))
+            # Going on from a stop is that node's first continuation, as if it had been asked for by itself.
+            parent, start, branch = child, stop, 0
+        for stop, _, _ in pieces[1:]:
+            self._claim_first(run, stop, sampler)
         if memo is not None:
             run.remember(memo, parent)
+        for stop, piece, child in pieces[1:]:
+            run.remember(self._key(stop, piece, request, (), 0), child)
+        for stop, piece, _ in pieces[1:-1]:
+            rest = levels[levels.index(piece[0]) :]
+            run.remember(self._key(stop, rest, request, tuple(level for level in request.via if level > stop.level), 0), parent)
         group.add(len(pieces))
         denoise(growth, run, pieces, sampler, request.model, request.noise, group.done)
         return parent
@@ -196,13 +204,23 @@ class DenoiseHandler:
         return run.tree.next_child(*key)
 
     @staticmethod
-    def _memo(node: Node, levels: tuple[int, ...], sampler: Sampler, request: Denoise) -> tuple[Any, ...] | None:
+    def _claim_first(run: Run, node: Node, sampler: Sampler) -> None:
+        if sampler.solver.stochastic:
+            key = (node.index, "denoise")
+            run.tree.children[key] = max(run.tree.children[key], 1)
+
+    @classmethod
+    def _memo(cls, node: Node, levels: tuple[int, ...], sampler: Sampler, request: Denoise) -> tuple[Any, ...] | None:
         """What names a child that is made only once; None for a new branch of a stochastic solver."""
         if not sampler.solver.stochastic:
-            return (node.index, levels, request.solver, request.model, request.via)
+            return cls._key(node, levels, request, request.via, 0)
         if isinstance(request.noise, Fresh):
-            return (node.index, levels, request.solver, request.model, request.via, request.noise.index)
+            return cls._key(node, levels, request, request.via, request.noise.index)
         return None
+
+    @staticmethod
+    def _key(node: Node, levels: tuple[int, ...], request: Denoise, via: tuple[int, ...], branch: int) -> tuple[Any, ...]:
+        return (node.index, levels, request.solver, request.model, via, branch)
 
 
 def grow(run: Run, parent: Node, move: Move, stream: int, branch: int, *, draft: bool = False) -> Node:

@@ -119,7 +119,8 @@ class Run:
       tree: the tree to grow.
       policy: called with the tree, gives the generator of requests.
       models: the main model under None, helper models by name.
-      verifiers: the one that steers first; the others score finished samples only.
+      verifiers: the one that steers first; the others score finished samples, and what the policy asks them to.
+      roles: which of them the policy means by the names of its roles.
       guidance: classifier-free guidance of every evaluation.
       name: for error messages ("policy beam").
       given: unit noise (float32, one latent's shape) for `Given` recipes.
@@ -136,6 +137,7 @@ class Run:
         models: Mapping[str | None, DiffusionModel],
         verifiers: Sequence[Verifier],
         *,
+        roles: Mapping[str, Verifier] | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008 - frozen
         size: tuple[int, int] | None = None,
         name: str = "policy",
@@ -150,6 +152,7 @@ class Run:
         self.bindings = {key: Binding(key, model) for key, model in models.items()}
         self.verifiers = {verifier.name: verifier for verifier in verifiers}
         self.steering = verifiers[0]
+        self.roles = dict(roles or {})
         self.guidance = guidance
         self.name = name
         self.given = given
@@ -186,7 +189,7 @@ class Run:
         self.arrived: dict[int, bool] = {}
         self.history_level: dict[int, int] = {}
         self.repeats: dict[tuple[Any, ...], Node] = {}
-        self.memo_of: dict[int, tuple[Any, ...]] = {}
+        self.memos_of: dict[int, list[tuple[Any, ...]]] = {}
         self.scoring: dict[tuple[int, str, int], list[Group]] = {}
         self.drafts: dict[tuple[Any, ...], Draft] = {}
         self.started_at = 0.0
@@ -270,14 +273,13 @@ class Run:
             self.store.spill(key)
         else:
             self.store.drop(key)
-        memo = self.memo_of.pop(node.index, None)
-        if memo is not None:
+        for memo in self.memos_of.pop(node.index, ()):
             del self.repeats[memo]
 
     def remember(self, memo: tuple[Any, ...], node: Node) -> None:
         """Asking for `memo` again gives this node, until it is released or fails."""
         self.repeats[memo] = node
-        self.memo_of[node.index] = memo
+        self.memos_of.setdefault(node.index, []).append(memo)
 
     def blame(self, error: Exception) -> None:
         """Remember the first mistake that the caller can mend: it explains a search without an answer best."""
@@ -294,6 +296,13 @@ class Run:
             raise UsageError(f"{type(request).__name__}: {node!r} belongs to another tree")
         if node.status == "closed":
             raise UsageError(f"{type(request).__name__}: node {node.index} was released; release a node only when it is not needed any more")
+
+    def require_answer(self, answer: object) -> Node:
+        """The answer that a policy returned. Raises a UsageError unless it is a finished node of this tree."""
+        last = self.tree.schedule.last
+        if isinstance(answer, Node) and self.owns(answer) and answer.level == last and not answer.draft and not answer.failed:
+            return answer
+        raise UsageError(f"{self.name} returned {answer!r}; return a finished node of its tree (level {last}), normally tree.best()")
 
     def keep_picture(self, node: Node, pixels: Tensor) -> None:
         """Keep the pixels of the best finished node so far, so that the answer is not decoded again."""
