@@ -1,48 +1,63 @@
-"""The conformance suite on the built-in policies and verifiers, and on broken ones, which it must catch."""
+"""The built-in policies and verifiers keep to what plug-ins have to keep to: no special case for any of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 
 import pytest
 
-from tsdiff.plugin import Cost, Denoise, Draw, Score, Scores, Spend, UsageError, check, parameter
-from tsdiff.plugin.conformance import ExampleCandidates, NearOrigin, PolicyConformance, VerifierConformance, gaussian
-from tsdiff.policies import Beam, BestOfN
-from tsdiff.verifiers import CallableVerifier, JpegCompressibility, JpegSize, Luminance, Sharpness, TargetColor, TotalVariation
+from tsdiff.plugin import CallableVerifier, Scores
+from tsdiff.plugin.conformance import (
+    AllocatorConformance,
+    ExampleCandidates,
+    NearOrigin,
+    PolicyConformance,
+    VerifierConformance,
+    gaussian,
+)
+from tsdiff.policies import Beam
+from tsdiff.treesearch import registry
+from tsdiff.treesearch.protocols import Allocator
+from tsdiff.verifiers import JpegCompressibility, JpegSize, Luminance, Sharpness, TargetColor, TotalVariation
+
+SAMPLES = 5
+
+BUILT_IN = [point.name for point in entry_points(group=registry.policies.group) if point.value.startswith("tsdiff.")]
+ALLOCATORS = sorted(name for name in BUILT_IN if isinstance(registry.policies.load(name)(), Allocator))
+POLICIES = sorted(set(BUILT_IN) - set(ALLOCATORS))
 
 
-class TestBestOfN(PolicyConformance):
-    @pytest.fixture
-    def policy(self):
-        return BestOfN(n=3)
+class TestBuiltInPolicies(PolicyConformance):
+    """Every registered policy, as it is where nobody chooses its options, for a few samples' compute."""
 
+    examples = 6
 
-BEAMS = {
-    "default": Beam(width=2, branch=2),
-    "steps": Beam(width=2, branch=3, branch_by="step", max_children=1),
-    "lookahead": Beam(width=2, branch=2, levels=(0.3, 0.7), value="lookahead", lookahead_steps=2),
-    "final": Beam(width=2, branch=2, levels=(0.5,), value="final"),
-    "final by steps": Beam(width=1, branch=3, levels=(0.25, 0.5), value="final", branch_by="step"),
-    "no levels": Beam(width=3, levels=()),
-}
-
-
-class TestBeam(PolicyConformance):
-    @pytest.fixture(params=BEAMS.values(), ids=BEAMS)
+    @pytest.fixture(params=POLICIES)
     def policy(self, request):
-        return request.param
+        plain = registry.policies.load(request.param)()
+        setting = self.setting(plain)
+        return plain.fit(SAMPLES * setting.sample_cost, setting)
 
 
-class TestTwoStageBeam(PolicyConformance):
-    """Heun evaluates twice a step: prices must know."""
+def test_all_built_in_policies_are_here():
+    assert {"best-of-n", "beam"} <= set(POLICIES)
+
+
+class TestBuiltInAllocators(AllocatorConformance):
+    @pytest.fixture(params=ALLOCATORS)
+    def allocator(self, request):
+        return registry.policies.load(request.param)()
+
+
+class TestTwoStages(PolicyConformance):
+    """Heun evaluates twice a step: prices must know, those of look-ahead too."""
 
     model = gaussian("ve")
     solver = "heun"
 
-    @pytest.fixture(params=["x0", "lookahead", "final"])
-    def policy(self, request):
-        return Beam(width=2, branch=2, levels=(0.3, 0.7), value=request.param, lookahead_steps=3)
+    @pytest.fixture
+    def policy(self):
+        return Beam(width=2, branch=2, levels=(0.3, 0.7), value="lookahead", lookahead_steps=3)
 
 
 PROGRAMMATIC = [Luminance(), JpegSize(), JpegCompressibility(), TargetColor(), TotalVariation(), Sharpness()]
@@ -57,9 +72,9 @@ class TestProgrammatic(VerifierConformance):
 
 
 class TestNearOrigin(VerifierConformance):
-    @pytest.fixture
-    def verifier(self):
-        return NearOrigin()
+    @pytest.fixture(params=["row", "set"])
+    def verifier(self, request):
+        return NearOrigin(scope=request.param)
 
 
 class TestCallable(VerifierConformance):
@@ -68,72 +83,44 @@ class TestCallable(VerifierConformance):
         return CallableVerifier(lambda images, prompts: [len(prompt) for prompt in prompts], "length")
 
 
-# The suite must catch what it is there to catch. ---------------------------------------------------------------------
+# Verifiers that do not keep to it are caught. ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Broken:
-    """One plain sample, and a way to be wrong."""
+class Checks(VerifierConformance):
+    """Its tests are called by hand."""
 
-    name = "broken"
-    size_parameters = ()
-    needs = frozenset()
-
-    samples: int = parameter(1, low=1)
-    claimed: int = 1
-    fits_anything: bool = False
-
-    def __post_init__(self):
-        check(self)
-
-    def search(self, tree):
-        leaves = yield Denoise((yield Draw(self.samples)), to=tree.schedule.last)
-        yield Score(leaves)
-        return tree.best()
-
-    def cost(self, setting):
-        return Cost.exactly(Spend(nfe=self.claimed * setting.sample_cost) + setting.scoring(self.claimed, final=True) + setting.result())
-
-    def fit(self, nfe, setting):
-        if self.fits_anything:
-            return self
-        if nfe < setting.sample_cost:
-            raise UsageError("too little")
-        return replace(self, samples=nfe // setting.sample_cost, claimed=nfe // setting.sample_cost)
+    __test__ = False
 
 
-class Checks(PolicyConformance):
-    """Not collected: its tests are called by hand."""
+class Relative(NearOrigin):
+    """Says that its scores are of rows, and compares rows."""
+
+    def score(self, candidates):
+        values = NearOrigin.score(self, candidates).values
+        return Scores([value - sum(values) / len(values) for value in values])
 
 
-def test_a_wrong_price_is_caught():
-    Checks().test_cost_bounds_hold_what_is_spent(Broken())
-    with pytest.raises(AssertionError, match=r"nfe: spent 16, but cost\(\) says 8 to 8"):
-        Checks().test_cost_bounds_hold_what_is_spent(Broken(samples=2))
+class Positional(NearOrigin):
+    """Prefers what stands first."""
+
+    def score(self, candidates):
+        return Scores([-place for place in range(len(candidates))])
 
 
-def test_a_fit_that_does_not_fit_is_caught():
-    Checks().test_fit_spends_at_most_its_budget(Broken())
+class Overwriting(NearOrigin):
+    """Works in the tensors that it was given."""
+
+    def score(self, candidates):
+        candidates.x0.mul_(0.5)
+        return NearOrigin.score(self, candidates)
+
+
+MISTAKES = {Relative: "a_batch_scores_like_its_rows", Positional: "order_does_not_matter", Overwriting: "leaves_the_candidates_alone"}
+
+
+@pytest.mark.parametrize("kind", MISTAKES, ids=lambda kind: kind.__name__)
+def test_a_broken_verifier_is_caught(kind):
+    check = getattr(Checks(), f"test_{MISTAKES[kind]}")
+    check(NearOrigin(), ExampleCandidates.random(["a", "b", "c"]))
     with pytest.raises(AssertionError):
-        Checks().test_fit_spends_at_most_its_budget(Broken(fits_anything=True, samples=2, claimed=2))
-
-
-def test_unchecked_parameters_are_caught():
-    Checks().test_refuses_wrong_options(Broken(), [{"samples": 0}])
-    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        Checks().test_refuses_wrong_options(Broken(), [{"claimed": 0}])
-
-
-def test_a_verifier_that_looks_at_its_neighbours_is_caught():
-    class Relative(NearOrigin):
-        def score(self, candidates):
-            values = [float(image.mean()) for image in candidates.images]
-            return Scores([value - sum(values) / len(values) for value in values])
-
-    class VerifierChecks(VerifierConformance):
-        pass
-
-    candidates = ExampleCandidates.random(["a", "b", "c"])
-    VerifierChecks().test_order_does_not_matter(Relative(), candidates)
-    with pytest.raises(AssertionError):
-        VerifierChecks().test_a_batch_scores_like_its_rows(Relative(), candidates)
+        check(kind(), ExampleCandidates.random(["a", "b", "c"]))

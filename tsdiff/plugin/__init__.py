@@ -41,16 +41,22 @@ from tsdiff.treesearch.node import Json, Move, Node, Value
 from tsdiff.treesearch.noise import Fresh, Mix, Recipe, Rotate, Slerp
 from tsdiff.treesearch.parameters import build, check, parameter
 from tsdiff.treesearch.protocols import (
+    FINAL,
     PROTOCOL_VERSION,
+    Allocation,
+    Allocator,
     Candidates,
     Condition,
     Demo,
     DiffusionModel,
     Encoded,
+    ForestView,
+    Grant,
     Guidance,
     LoadOptions,
     Media,
     ModelOutline,
+    Outcome,
     PendingVerifier,
     Policy,
     Sampler,
@@ -62,12 +68,15 @@ from tsdiff.treesearch.protocols import (
     TreeView,
     Verifier,
 )
-from tsdiff.treesearch.registry import Registry, models, policies, suites, verifiers
+from tsdiff.treesearch.registry import Registry, models, policies, reference, suites, verifiers
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Perturb, Release, Renoise, Request, Score, Start
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
 __all__ = [
+    "FINAL",
     "PROTOCOL_VERSION",
+    "Allocation",
+    "Allocator",
     "Budget",
     "BudgetExhausted",
     "CallableVerifier",
@@ -79,8 +88,10 @@ __all__ = [
     "DiffusionModel",
     "Draw",
     "Encoded",
+    "ForestView",
     "Fresh",
     "Gather",
+    "Grant",
     "Guidance",
     "Json",
     "LoadOptions",
@@ -89,6 +100,7 @@ __all__ = [
     "ModelOutline",
     "Move",
     "Node",
+    "Outcome",
     "PendingVerifier",
     "Perturb",
     "Policy",
@@ -119,6 +131,7 @@ __all__ = [
     "build",
     "check",
     "parameter",
+    "reference",
     "register_model",
     "register_policy",
     "register_suite",

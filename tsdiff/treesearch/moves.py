@@ -182,15 +182,9 @@ class DenoiseHandler:
             pieces.append((parent, piece, child))
             # Going on from a stop is that node's first continuation, as if it had been asked for by itself.
             parent, start, branch = child, stop, 0
-        for stop, _, _ in pieces[1:]:
-            self._claim_first(run, stop, sampler)
         if memo is not None:
             run.remember(memo, parent)
-        for stop, piece, child in pieces[1:]:
-            run.remember(self._key(stop, piece, request, (), 0), child)
-        for stop, piece, _ in pieces[1:-1]:
-            rest = levels[levels.index(piece[0]) :]
-            run.remember(self._key(stop, rest, request, tuple(level for level in request.via if level > stop.level), 0), parent)
+        self._continued(run, request, pieces, levels, sampler)
         group.add(len(pieces))
         denoise(growth, run, pieces, sampler, request.model, request.noise, group.done)
         return parent
@@ -203,11 +197,19 @@ class DenoiseHandler:
             return request.noise.index
         return run.tree.next_child(*key)
 
-    @staticmethod
-    def _claim_first(run: Run, node: Node, sampler: Sampler) -> None:
-        if sampler.solver.stochastic:
-            key = (node.index, "denoise")
-            run.tree.children[key] = max(run.tree.children[key], 1)
+    def _continued(
+        self, run: Run, request: Denoise, pieces: Sequence[tuple[Node, tuple[int, ...], Node]], levels: tuple[int, ...], sampler: Sampler
+    ) -> None:
+        """Each stop on the way has had its first continuation: asked for again, to the next stop or to the end, it is there."""
+        end = pieces[-1][2]
+        for node, piece, child in pieces[1:]:
+            if sampler.solver.stochastic:
+                key = (node.index, "denoise")
+                run.tree.children[key] = max(run.tree.children[key], 1)
+            run.remember(self._key(node, piece, request, (), 0), child)
+            if child is not end:
+                rest = levels[levels.index(piece[0]) :]
+                run.remember(self._key(node, rest, request, [level for level in request.via if level > piece[0]], 0), end)
 
     @classmethod
     def _memo(cls, node: Node, levels: tuple[int, ...], sampler: Sampler, request: Denoise) -> tuple[Any, ...] | None:
@@ -219,8 +221,8 @@ class DenoiseHandler:
         return None
 
     @staticmethod
-    def _key(node: Node, levels: tuple[int, ...], request: Denoise, via: tuple[int, ...], branch: int) -> tuple[Any, ...]:
-        return (node.index, levels, request.solver, request.model, via, branch)
+    def _key(node: Node, levels: tuple[int, ...], request: Denoise, via: Sequence[int], branch: int) -> tuple[Any, ...]:
+        return (node.index, levels, request.solver, request.model, tuple(via), branch)
 
 
 def grow(run: Run, parent: Node, move: Move, stream: int, branch: int, *, draft: bool = False) -> Node:

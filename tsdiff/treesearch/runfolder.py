@@ -17,6 +17,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,19 +110,25 @@ def _raw(tensor: Tensor) -> bytes:
     return data
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware, as far as they may matter to a result."""
-    import torch
-
+@cache
+def _versions() -> dict[str, str | None]:
+    """Versions of the packages that matter. Reading them takes longer than a small search, and they do not change."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
+    return versions
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as far as they may matter to a result."""
+    import torch
+
     return {
         "python": sys.version.split()[0],
-        "packages": versions,
+        "packages": dict(_versions()),
         "platform": platform.platform(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,1 @@
+"""A search policy and a verifier for tsdiff, found through entry points."""
