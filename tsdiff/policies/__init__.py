@@ -6,11 +6,20 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Adaptive": "tsdiff.policies.adaptive",
     "Beam": "tsdiff.policies.beam",
     "BestOfN": "tsdiff.policies.best_of_n",
+    "DTS": "tsdiff.policies.dts",
+    "DTSStar": "tsdiff.policies.dts",
+    "Hierarchical": "tsdiff.policies.hierarchical",
+    "MCTS": "tsdiff.policies.mcts",
+    "Paths": "tsdiff.policies.paths",
+    "SMC": "tsdiff.policies.smc",
+    "SVDD": "tsdiff.policies.svdd",
+    "ZeroOrder": "tsdiff.policies.zero_order",
 }
 
-__all__ = ["Beam", "BestOfN"]
+__all__ = ["DTS", "MCTS", "SMC", "SVDD", "Adaptive", "Beam", "BestOfN", "DTSStar", "Hierarchical", "Paths", "ZeroOrder"]
 
 
 def __getattr__(name: str) -> Any:
