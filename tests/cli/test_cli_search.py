@@ -22,7 +22,7 @@ def test_the_demonstration_needs_no_options_and_says_what_it_is(tsdiff, tmp_path
     for word in ("'gaussian'", "demonstration prompt", "NFE each", "network rows"):
         assert word in result.stderr
     facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in result.stdout.splitlines())
-    assert set(facts) == {"image", "score", "NFE", "rows", "verifier calls", "seconds", "run"}
+    assert set(facts) == {"image", "score", "- distance", "NFE", "rows", "verifier calls", "seconds", "run"}
     assert (tmp_path / facts["image"]).is_file()
     assert "baseline" in facts["score"]
     record = json.loads((tmp_path / facts["run"] / "run.json").read_text())

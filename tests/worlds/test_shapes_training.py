@@ -277,7 +277,7 @@ def test_an_exported_clip_is_loaded_by_open_clip(tmp_path):
     torch.manual_seed(0)
     model = recipe.build().eval()
     recipe.export(model, tmp_path)
-    loaded, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    loaded, _, _preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     words = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
     texts = ["a red star", "three circles"]
     assert torch.equal(words(texts), recipe._tokens(texts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from typing import Any
 
@@ -35,7 +36,7 @@ def command(name: str, as_json: bool) -> None:
     if not kinds:
         everything = {known for kind in KINDS for known in names(kind)}
         raise unknown_name("name", name, everything, "`tsdiff list` lists all.")
-    descriptions = [_describe(kind, name) for kind in kinds]
+    descriptions = [describe(kind, name) for kind in kinds]
     if as_json:
         print_json(descriptions)
         return
@@ -45,7 +46,8 @@ def command(name: str, as_json: bool) -> None:
         _print(description)
 
 
-def _describe(kind: str, name: str) -> dict[str, Any]:
+def describe(kind: str, name: str) -> dict[str, Any]:
+    """What `tsdiff describe --json` says of a component; `kind` is one of `KINDS`."""
     component = solvers()[name] if kind == "solvers" else REGISTRIES[kind].load(name)
     return {
         "kind": SINGULAR[kind],
@@ -79,8 +81,19 @@ def _parameters(component: Any) -> list[dict[str, Any]]:
 
 
 def _strict(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as strict JSON, its default as one would type it after -P."""
-    return row | {"default": _typed(row["default"])}
+    """A row as strict JSON: type and range in full, the default as one would type it after -P."""
+    kind = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", row["type"])  # tsdiff.policies.stages.Stage is Stage
+    return row | {"type": "any" if kind == "Any" else kind, "default": _typed(row["default"]), "range": _range(kind, row["range"], row["default"])}
+
+
+def _range(kind: str, bounds: str, default: Any) -> str:
+    """The range in words: of each element where there are several, and whether there may be none."""
+    if kind == "bool":
+        return "true or false"
+    if bounds and kind.startswith("tuple"):
+        bounds = f"each {bounds}"
+    none = kind.endswith("| None") or (kind == "choice" and default is None)
+    return f"{bounds}, or none" if bounds and none else bounds
 
 
 def _typed(value: Any) -> str:

@@ -46,20 +46,34 @@ def facts(plan: Plan) -> dict[str, object]:
         "prompts": f"{prompts}{more}",
         "seeds": _seeds(plan.seeds),
         "policy": _policy(plan.policy),
-        "verifiers": ", ".join(verifier.name for verifier in plan.verifiers),
+        "verifiers": ", ".join(_verifier(plan, verifier.name) for verifier in plan.verifiers),
         "solver": f"{plan.solver}, {plural(plan.schedule.last, 'step')}",
         "guidance": guidance,
         "size": None if plan.size is None else f"{plan.size[0]} x {plan.size[1]} (height x width)",
         "runs": f"{plan.num_runs:,}",
         "each run": f"{nfe_text(plan)}, {_range(plan, 'decodes', 'decode')}, {_range(plan, 'verifier_calls', 'verifier call')} ({exact})",
+        "together": None if plan.total_nfe is None else _together(plan),
         "baseline": None if plan.baseline_cost is None else f"{plan.baseline_cost.nfe:,} NFE for each run",
-        "network rows": f"{plan.rows_upper:,} in all{'' if plan.cost.exact else ' at most'}",
+        "calibration": None if plan.calibration_cost is None else f"{plan.calibration_cost.nfe:,} NFE once, unless cached",
+        "network rows": f"{plan.rows_upper:,} in all{'' if plan.cost.exact and (plan.total_nfe is None or plan.nfe is not None) else ' at most'}",
     }
 
 
 def _range(plan: Plan, name: str, noun: str) -> str:
     low, high = getattr(plan.cost.lower, name), getattr(plan.cost.upper, name)
     return plural(high, noun) if low == high else f"{low:,} to {plural(high, noun)}"
+
+
+def _together(plan: Plan) -> str:
+    """The budget of all searches, and what it is used for."""
+    target = "" if plan.target is None else f", until the score is {plan.target:g}"
+    return f"{plan.total_nfe:,} NFE, {'in equal parts' if plan.nfe is not None else f'shared out{target}'}"
+
+
+def _verifier(plan: Plan, name: str) -> str:
+    """The name, and where roles tell verifiers apart, its roles."""
+    roles = [role for role, verifier in plan.roles.items() if verifier.name == name]
+    return f"{name} ({', '.join(roles)})" if roles and len({id(verifier) for verifier in plan.roles.values()}) > 1 else name
 
 
 def _seeds(seeds: Any) -> str:

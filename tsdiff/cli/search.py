@@ -11,11 +11,14 @@ import click
 from tsdiff.cli.app import FAILED, INCOMPLETE
 from tsdiff.cli.folders import try_writing
 from tsdiff.cli.options import Sectioned, make_plan, search_options
-from tsdiff.cli.output import number, plural, print_facts, print_json, print_table, say
+from tsdiff.cli.output import number, one_line, plural, print_facts, print_json, print_table, say
 from tsdiff.cli.progress import progress
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.protocols import Allocator
 
 if TYPE_CHECKING:
+    from tsdiff.treesearch.basepool import Calibrated
+    from tsdiff.treesearch.forest import Forest
     from tsdiff.treesearch.plan import Plan
     from tsdiff.treesearch.results import Result, Results
 
@@ -53,9 +56,11 @@ def command(ctx: click.Context, /, **params: Any) -> int:
 
 def announcement(plan: Plan) -> str:
     """One line: what is searched and what it costs."""
-    what = f"{plural(len(plan.conditions), 'prompt')} x {plural(len(plan.seeds), 'seed')}, {plan.policy.name}: {nfe_text(plan)} each"
+    shared = isinstance(plan.policy, Allocator)
+    budget = f"{plan.total_nfe:,} NFE together, {nfe_text(plan)} each" if shared else f"{nfe_text(plan)} each"
+    what = f"{plural(len(plan.conditions), 'prompt')} x {plural(len(plan.seeds), 'seed')}, {plan.policy.name}: {budget}"
     baseline = "" if plan.baseline_cost is None else f" + {plan.baseline_cost.nfe:,} for the baseline"
-    bound = "" if plan.cost.exact else "at most "
+    bound = "" if plan.cost.exact and not shared else "at most "
     return f"{what}{baseline}; {bound}{plural(plan.rows_upper, 'network row')} in all"
 
 
@@ -85,12 +90,22 @@ def report(results: Results, *, as_json: bool, quiet: bool = False) -> int:
     for result in finished:
         if result.truncated is not None and not quiet:
             say("", f"{one_prompt(result.prompt)}, seed {result.seed}, was stopped early: {result.truncated}")
+    if results.forest is not None and not quiet:
+        say("", sharing(results.forest))
     unfinished = sum(not result.complete for result in finished)
     if unfinished:
         say("warning", f"{plural(unfinished, 'run')} incomplete: the answer or its baseline has no score; tree.json in the run's folder says why")
     if not finished:
         return FAILED
     return INCOMPLETE if results.failures or unfinished else 0
+
+
+def sharing(forest: Forest) -> str:
+    """One line: what all searches spent together, and how many reached the target."""
+    spent = f"{forest.spent:,} of {forest.budget.limit:,} NFE spent by all searches together"
+    target = "" if forest.target is None else f"; {forest.reached} of {len(forest.trees)} reached the target {number(forest.target)}"
+    early = "" if forest.truncated is None else f"; {forest.allocator.name} was stopped early: {forest.truncated}"
+    return f"{spent}{target}{early}"
 
 
 def one_prompt(prompt: str) -> str:
@@ -118,6 +133,8 @@ def _row(result: Result) -> tuple[object, ...]:
 def _facts(result: Result) -> dict[str, object]:
     """What is printed about a single run."""
     score = number(result.score) or "none: scoring failed"
+    if result.relative and result.score is not None:
+        score += " (relative to this search's samples)"
     if result.score is not None and result.first_score is not None:
         score += f" (baseline {number(result.first_score)}, {result.score - result.first_score:+.4g})"
     also = "" if result.baseline_ledger is None else f" + {result.baseline_ledger.nfe:,} for the baseline"
@@ -125,12 +142,24 @@ def _facts(result: Result) -> dict[str, object]:
     return {
         "image": result.image_path,
         "score": score,
+        **{f"- {one_line(name)}": _part(*numbers) for name, numbers in result.parts.items()},
         "NFE": f"{result.ledger.nfe:,}{also}",
         "rows": f"{result.ledger.rows:,}{rows}",
         "verifier calls": f"{_calls(result):,}",
+        "calibration": "; ".join(map(_calibration, result.calibrated)) or None,
         "seconds": f"{result.seconds:.1f}",
         "run": result.path,
     }
+
+
+def _part(part: float, plain: float | None) -> str:
+    return f"{number(part)}{'' if plain is None else f' (baseline {number(plain)})'}"
+
+
+def _calibration(one: Calibrated) -> str:
+    """Where the plain samples' scores came from, and what they cost."""
+    made = f"{one.ledger.nfe:,} NFE for {one.samples} plain samples" if one.made else f"{one.samples} plain samples"
+    return f"{made}, {f'in {one.path}' if one.path is not None else f'not kept: {one.reason}'}"
 
 
 def _check_writable(out: Path) -> None:

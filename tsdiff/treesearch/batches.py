@@ -302,9 +302,9 @@ class Batches:
                 self.unanswered += 1
                 waiting.setdefault(f"{candidate.node.id:032x}", []).append(self._answer(verifier, item, values, i, candidate))
 
-        def answer(node_id: str, score: float | None, reason: str | None = None) -> None:
+        def answer(node_id: str, score: float | None, reason: str | None = None, parts: dict[str, float] | None = None) -> None:
             for deliver in waiting.pop(node_id, []):
-                self.answers.put((deliver, _checked(verifier, score, reason)))
+                self.answers.put((deliver, _checked(verifier, score, reason, parts)))
 
         try:
             verifier.ask(CandidateBatch([candidate for item in items for candidate in item.candidates]), answer)
@@ -387,7 +387,7 @@ def _floats(verifier: Verifier, numbers: Any, rows: int) -> list[float]:
 
 
 def _checked(verifier: Verifier, score: float | None, reason: str | None, parts: dict[str, float] | None = None) -> Value:
-    if score is None or score != score or score in (float("inf"), float("-inf")):
-        return Value(None, reason=reason or f"{verifier.name} gave {score}")
     finite = {name: value for name, value in (parts or {}).items() if value == value and abs(value) != float("inf")}
+    if score is None or score != score or score in (float("inf"), float("-inf")):
+        return Value(None, finite or None, reason or f"{verifier.name} gave {score}")
     return Value(score, finite or None, reason)

@@ -218,10 +218,11 @@ class Engine:
 
     def _returned(self, run: Run, node: Node | None) -> None:
         """A policy (or the finisher) returned: accept its answer, or finish a sample for it."""
-        last = run.tree.schedule.last
         if node is not None:
-            if not isinstance(node, Node) or not run.owns(node) or node.level != last or node.draft or node.failed:
-                self._end(run, UsageError(f"{run.name} returned {node!r}; return a finished node of its tree (level {last}), normally tree.best()"))
+            try:
+                run.require_answer(node)
+            except UsageError as mistake:
+                self._end(run, mistake)
                 return
             if run.steering.scope == "row" or run.finishing:
                 if node.score(run.tree.verifier) is None and run.mistake is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.forest import Await, AwaitHandler
 from tsdiff.treesearch.growth import Growth
 from tsdiff.treesearch.moves import DenoiseHandler, DrawHandler, PerturbHandler, RenoiseHandler, StartHandler
 from tsdiff.treesearch.quote import Quote
@@ -50,6 +51,7 @@ HANDLERS: dict[type[Any], Handler] = {
     Perturb: PerturbHandler(),
     Score: ScoreHandler(),
     Release: ReleaseHandler(),
+    Await: AwaitHandler(),  # of the trees of a forest; policies cannot make one
 }
 
 

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tsdiff.treesearch.basepool import announce, pools
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.models import resolve_model
 from tsdiff.treesearch.noise import Given, Recipe, Torch
-from tsdiff.treesearch.protocols import Condition, Guidance, LoadOptions, ModelOutline, Policy, Setting, Size, Verifier
-from tsdiff.treesearch.resolve import VerifierLike, check_needs, resolve_policy, resolve_verifiers
+from tsdiff.treesearch.protocols import (
+    Allocator,
+    Condition,
+    Guidance,
+    LoadOptions,
+    ModelOutline,
+    Policy,
+    Setting,
+    Size,
+    Verifier,
+)
+from tsdiff.treesearch.resolve import Verifiers, check_needs, resolve_policy, resolve_verifiers
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
 if TYPE_CHECKING:
@@ -32,11 +44,14 @@ class Plan:
     Attributes:
       model: the model's outline; weights are not loaded.
       conditions, seeds: every condition is searched under every seed.
-      policy: fitted to the budget where its size was left open.
+      policy: fitted to the budget where its size was left open; or an allocator, which shares `total_nfe` among all searches.
       verifiers: the first steers.
+      roles: the one in each role that the policy knows.
       cost: of one search (bounds, where it depends on values), limited by the budget.
       baseline_cost: of the plain sample beside each search, None without.
-      nfe: the budget of one search, None for none.
+      nfe: the budget of one search, None for none (or where an allocator decides).
+      total_nfe: the budget of all searches together, None for none.
+      target: the score that an allocator need not exceed, None for none.
       is_demo: whether the prompt is the model's own demonstration.
       notices: lines to show the user.
       typed: the options as the caller gave them.
@@ -45,8 +60,9 @@ class Plan:
     model: ModelOutline
     conditions: tuple[Condition, ...]
     seeds: tuple[int, ...]
-    policy: Policy
+    policy: Policy | Allocator
     verifiers: tuple[Verifier, ...]
+    roles: Mapping[str, Verifier]
     schedule: Schedule
     solver: SolverInfo
     guidance: Guidance
@@ -64,6 +80,19 @@ class Plan:
     helpers: Mapping[str, ModelOutline] = field(default_factory=dict)
     keep_latents: Literal["all", "best"] = "best"
     typed: Mapping[str, Any] = field(default_factory=dict)
+    total_nfe: int | None = None
+    target: float | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """What costs depend on."""
+        return Setting(self.schedule, self.solver, self.verifiers[0], self.verifiers[1:], self.model.media is not None, self.roles)
+
+    @property
+    def calibration_cost(self) -> Spend | None:
+        """What making the plain samples spends that verifiers compare with, unless their scores are cached; None if none do."""
+        costs = [pool.cost(self.setting, len(self.conditions)) for _, pool in pools(self.verifiers)]
+        return sum(costs, Spend()) if costs else None
 
     @property
     def num_runs(self) -> int:
@@ -73,7 +102,8 @@ class Plan:
     @property
     def nfe_upper(self) -> int:
         """NFE of everything, baselines included, at most."""
-        return self.num_runs * (self.cost.upper.nfe + (self.baseline_cost.nfe if self.baseline_cost else 0))
+        searches = self.total_nfe if self.total_nfe is not None and isinstance(self.policy, Allocator) else self.num_runs * self.cost.upper.nfe
+        return searches + self.num_runs * (self.baseline_cost.nfe if self.baseline_cost else 0)
 
     @property
     def rows_upper(self) -> int:
@@ -88,6 +118,7 @@ class Plan:
             "seeds": list(self.seeds),
             "policy": {"name": self.policy.name} | policy_options(self.policy),
             "verifiers": [verifier.name for verifier in self.verifiers],
+            "roles": {role: verifier.name for role, verifier in self.roles.items()},
             "solver": str(self.solver),
             "steps": self.schedule.last,
             "guidance_scale": self.guidance.scale,
@@ -95,9 +126,12 @@ class Plan:
             "guidance_interval": None if self.guidance.interval is None else list(self.guidance.interval),
             "size": None if self.size is None else list(self.size),
             "nfe_budget": self.nfe,
+            "total_nfe": self.total_nfe,
+            "target": self.target,
             "runs": self.num_runs,
             "cost": {"lower": dataclasses.asdict(self.cost.lower), "upper": dataclasses.asdict(self.cost.upper), "exact": self.cost.exact},
             "baseline_cost": None if self.baseline_cost is None else dataclasses.asdict(self.baseline_cost),
+            "calibration_cost": None if self.calibration_cost is None else dataclasses.asdict(self.calibration_cost),
             "nfe_upper": self.nfe_upper,
             "rows_upper": self.rows_upper,
             "deterministic": self.limits.deterministic,
@@ -107,22 +141,34 @@ class Plan:
         }
 
 
-def policy_options(policy: Policy) -> dict[str, Any]:
-    """A policy's hyperparameters as strict JSON."""
+def policy_options(policy: Any) -> dict[str, Any]:
+    """A policy's hyperparameters as strict JSON; a policy among them has its name there."""
     if not dataclasses.is_dataclass(policy):
         return {}
-    values = {item.name: getattr(policy, item.name) for item in dataclasses.fields(policy)}
-    return {name: value if isinstance(value, (bool, int, float, str, type(None))) else list(value) if isinstance(value, tuple) else str(value) for name, value in values.items()}
+    return {item.name: _plain(getattr(policy, item.name)) for item in dataclasses.fields(policy)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return ({"name": value.name} if hasattr(value, "name") else {}) | policy_options(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
 def prepare(
     model: Any = None,
     prompts: str | Condition | Sequence[str | Condition] | None = None,
     *,
-    policy: str | Policy = "beam",
+    policy: str | Policy | Allocator = "beam",
     policy_options: Mapping[str, Any] | None = None,
-    verifiers: VerifierLike | Sequence[VerifierLike] = (),
+    verifiers: Verifiers = (),
+    ensemble: str | None = None,
     nfe: int | None = None,
+    total_nfe: int | None = None,
+    target: float | None = None,
     seconds: float | None = None,
     seed: int | Sequence[int] = 0,
     steps: int | None = None,
@@ -183,7 +229,8 @@ def prepare(
             raise UsageError("no verifier was given, so there is nothing to search for; name one (--verifier), `tsdiff list verifiers` lists all")
         verifiers = outline.demo.verifier
         notices.append(f"no verifier was given: using {outline.demo.verifier!r}")
-    judges = resolve_verifiers(verifiers)
+    chosen, open_size = resolve_policy(policy, policy_options or {})
+    judges, roles = resolve_verifiers(verifiers, chosen, ensemble)
     for judge in judges:
         if "images" in judge.needs and outline.media is None:
             raise UsageError(f"verifier {judge.name!r} looks at images, but model {outline.name!r} makes none")
@@ -196,15 +243,19 @@ def prepare(
     seeds = _seeds(seed)
     first, given = _first_noise(initial_noise, latents, outline.latent_shape(size), seeds)
 
-    chosen, open_size = resolve_policy(policy, policy_options or {})
-    setting = Setting(schedule, info, judges[0], judges[1:], outline.media is not None)
+    setting = Setting(schedule, info, judges[0], judges[1:], outline.media is not None, roles)
     check_needs(chosen, setting, outline.solvers)
-    if nfe is not None:
-        nfe = _whole("nfe", nfe)
-        if nfe < setting.sample_cost:
-            raise UsageError(f"nfe is {nfe} but one sample with {info} and {schedule.last} steps costs {setting.sample_cost}; the smallest budget is {setting.sample_cost}")
-        if open_size:
-            chosen = chosen.fit(nfe, setting)
+    notices.extend(announce(judges, setting, len(conditions)))
+    runs = len(conditions) * len(seeds)
+    nfe, total_nfe = _budgets(chosen, nfe, total_nfe, runs, setting)
+    _check_target(chosen, target, judges[0])
+    if isinstance(chosen, Allocator):
+        assert total_nfe is not None
+        cost = chosen.forecast(total_nfe, runs, setting)
+    else:
+        if nfe is not None and open_size:
+            chosen = _fitted(chosen, nfe, total_nfe, runs, setting)
+        cost = _capped(chosen.cost(setting), nfe, setting)
     if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
         raise UsageError(f"seconds is {seconds!r} but must be a number above 0")
     plain = Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True) + setting.result()
@@ -215,11 +266,12 @@ def prepare(
         seeds=seeds,
         policy=chosen,
         verifiers=judges,
+        roles=roles,
         schedule=schedule,
         solver=info,
         guidance=guidance,
         size=size,
-        cost=_capped(chosen.cost(setting), nfe, setting),
+        cost=cost,
         baseline_cost=plain if baseline else None,
         nfe=nfe,
         limits=limits,
@@ -231,6 +283,8 @@ def prepare(
         given=given,
         helpers={name: _helper(name, helper, options, outline, whole, info, size) for name, helper in (helpers or {}).items()},
         keep_latents="best" if out is None else "all",
+        total_nfe=total_nfe,
+        target=target,
     )
 
 
@@ -375,6 +429,47 @@ def _image(source: Any, size: Size) -> Any:
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     return image
+
+
+def _budgets(policy: Policy | Allocator, nfe: int | None, total_nfe: int | None, runs: int, setting: Setting) -> tuple[int | None, int | None]:
+    """The budget of each search, and that of all together: an allocator shares it out, other policies have equal parts of it."""
+    least = setting.sample_cost
+    sample = f"one sample with {setting.solver} and {setting.schedule.last} steps costs {least}"
+    if total_nfe is not None:
+        total_nfe = _whole("total_nfe", total_nfe)
+        if nfe is not None:
+            raise UsageError(f"nfe={nfe} and total_nfe={total_nfe} were both given; nfe is the budget of each search, total_nfe that of all together: give one")
+        if total_nfe < runs * least:
+            raise UsageError(f"total_nfe is {total_nfe} but {sample} and there are {runs} searches; the smallest total is {runs * least}")
+        return (None if isinstance(policy, Allocator) else total_nfe // runs), total_nfe
+    if isinstance(policy, Allocator):
+        same = "" if nfe is None else f"; nfe={nfe} for each of {runs} is total_nfe={nfe * runs}"
+        raise UsageError(f"policy {policy.name} shares one budget among all searches; give it as total_nfe (--total-nfe), at least {runs * least}{same}")
+    if nfe is not None:
+        nfe = _whole("nfe", nfe)
+        if nfe < least:
+            raise UsageError(f"nfe is {nfe} but {sample}; the smallest budget is {least}")
+    return nfe, None
+
+
+def _fitted(policy: Policy, nfe: int, total_nfe: int | None, runs: int, setting: Setting) -> Policy:
+    try:
+        return policy.fit(nfe, setting)
+    except UsageError as error:
+        if total_nfe is None:
+            raise
+        raise UsageError(f"{error} (total_nfe={total_nfe} is {nfe} for each of {runs} searches)") from None
+
+
+def _check_target(policy: Policy | Allocator, target: float | None, verifier: Verifier) -> None:
+    if target is None:
+        return
+    if verifier.scope == "set":
+        raise UsageError(f"a target was given, but verifier {verifier.name} scores relative to each set, so that no number is good enough; choose a verifier of scope 'row'")
+    if not isinstance(target, Real) or not math.isfinite(target):
+        raise UsageError(f"target is {target!r} but must be a finite number, a score that is good enough")
+    if not isinstance(policy, Allocator):
+        raise UsageError(f"a target was given, but policy {policy.name} spends its budget whatever it finds; policies that share one budget stop there, e.g. adaptive with total_nfe")
 
 
 def _capped(cost: Cost, nfe: int | None, setting: Setting) -> Cost:

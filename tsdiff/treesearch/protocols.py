@@ -409,12 +409,67 @@ class Verifier(Protocol):
 class PendingVerifier(Protocol):
     """A verifier whose answers arrive later, from any thread."""
 
-    def ask(self, candidates: Candidates, answer: Callable[[str, float | None, str | None], None]) -> None:
-        """Ask for scores; call `answer(node_id, score, reason)` once for each candidate, whenever it is known."""
+    def ask(self, candidates: Candidates, answer: Callable[..., None]) -> None:
+        """Ask for scores; call `answer(node_id, score, reason)` once for each candidate, whenever it is known.
+
+        A fourth argument may be its parts, a number by name.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Plain samples whose scores a verifier must know before it can score anything.
+
+    Attributes:
+      verifiers: whose scores; all of scope "row" and latency "immediate".
+      samples: how many, of all prompts of a search together.
+      levels: at how many levels their clean estimates are scored, evenly spread, the last among them; 0 is all.
+    """
+
+    verifiers: tuple[Verifier, ...]
+    samples: int
+    levels: int
+
+    def at(self, last: int) -> tuple[int, ...]:
+        """The levels, of a schedule that ends at `last`."""
+        steps = last if self.levels == 0 else min(self.levels - 1, last)
+        return tuple((2 * i * last + steps) // (2 * steps) for i in range(steps + 1)) if steps else (last,)
+
+    def cost(self, setting: Setting, prompts: int) -> Spend:
+        """What making and scoring them spends: every verifier reads the same decode, and the call counts once for all."""
+        seen = any("images" in verifier.needs for verifier in self.verifiers)
+        count = self.samples * len(self.at(setting.schedule.last))
+        answers = 0 if seen or not setting.media else min(prompts, self.samples)  # the engine decodes the best of every tree
+        return Spend(self.samples * setting.sample_cost, count * seen + answers, count)
+
+
+@runtime_checkable
+class CalibratedVerifier(Protocol):
+    """A verifier that compares scores with those of plain samples of the same model, schedule and prompts.
+
+    The engine makes them before the search, or finds their scores in the user's cache.
+
+    Attributes:
+      pool: which; None if as configured it needs none.
+    """
+
+    @property
+    def pool(self) -> Pool | None: ...
+
+    def calibrate(self, schedule: Schedule, scores: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+        """Take the pool's scores, by verifier and level; failed ones are left out. Called once, after `prepare`.
+
+        Raises:
+          TsdiffError: if they are too few.
+        """
         ...
 
 
 # Policies ------------------------------------------------------------------------------------------------------------
+
+FINAL = "final"
+"""The verifier role that every policy knows: the one that steers the answer."""
 
 
 @dataclass(frozen=True)
@@ -424,8 +479,9 @@ class Setting:
     Attributes:
       schedule, solver: of the search.
       verifier: the one that steers.
-      others: the ones that score finished samples only.
+      others: the ones that score finished samples, and nodes for the policy where they have a role.
       media: whether samples can be decoded (each result is decoded once).
+      roles: the verifier in each role that the policy knows; a role that is not here is taken by the one that steers.
     """
 
     schedule: Schedule
@@ -433,6 +489,7 @@ class Setting:
     verifier: Verifier
     others: tuple[Verifier, ...] = ()
     media: bool = True
+    roles: Mapping[str, Verifier] = field(default_factory=dict, hash=False)
 
     @property
     def sample_cost(self) -> int:
@@ -443,13 +500,14 @@ class Setting:
         """NFE of a denoise, the start's own prediction included."""
         return self.schedule.span_cost(self.schedule.span(start, to, num_steps), self.solver.stages)
 
-    def scoring(self, count: int, *, final: bool) -> Spend:
+    def scoring(self, count: int, *, final: bool, role: str | None = None) -> Spend:
         """Decodes and verifier calls of scoring `count` nodes (their predictions not included).
 
-        Finished samples (`final`) are scored by every verifier and decoded once for all of them. A verifier of scope
-        "set" ranks them once more, as one set, for the answer.
+        Nodes on the way are scored by the verifier in a role (None for the one that steers). Finished samples (`final`)
+        are scored by every verifier and decoded once for all of them. A steering verifier of scope "set" ranks them
+        once more, as one set, for the answer.
         """
-        judges = (self.verifier, *self.others) if final else (self.verifier,)
+        judges = self._finished if final else (self.verifier if role is None else self.roles.get(role, self.verifier),)
         decoded = any("images" in judge.needs for judge in judges)
         again = final and self.verifier.scope == "set"
         return Spend(decodes=count * (decoded + (again and "images" in self.verifier.needs)), verifier_calls=count * (len(judges) + again))
@@ -457,9 +515,14 @@ class Setting:
     def result(self) -> Spend:
         """The decode of the answer, where scoring it has not decoded it already."""
         # The last to score a finished sample is its decode's last reader: the ranking of all of them, if there is one.
-        judges = (self.verifier,) if self.verifier.scope == "set" else (self.verifier, *self.others)
+        judges = (self.verifier,) if self.verifier.scope == "set" else self._finished
         seen = any("images" in judge.needs for judge in judges)
         return Spend(decodes=int(self.media and not seen))
+
+    @property
+    def _finished(self) -> tuple[Verifier, ...]:
+        """Who scores finished samples: a verifier of scope "set" that does not steer has no set of them to judge."""
+        return (self.verifier, *(judge for judge in self.others if judge.scope == "row"))
 
 
 class TreeView(Protocol):
@@ -500,6 +563,9 @@ class Policy(Protocol):
       needs: of "stochastic" (solver), "gradient", "flow" (schedule), "absolute" (scores comparable across sets).
       size_parameters: names of the parameters that set how much is spent; when the caller sets none of them and gives
         a budget, `fit` chooses them.
+      roles: optional; names for verifiers that the policy scores with (`Score(nodes, verifier="layout")`), so that the
+        caller can say which (`--verifier layout=NAME`). Every policy knows "final", the one that steers, which also
+        stands in where a role is not given.
     """
 
     @property
@@ -519,6 +585,102 @@ class Policy(Protocol):
 
     def fit(self, nfe: int, setting: Setting) -> Policy:
         """The largest configuration that spends at most `nfe`. Raises UsageError naming the smallest budget."""
+        ...
+
+
+# Allocators ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Grant:
+    """Search a tree with a policy, for at most this many NFE.
+
+    The policy sees the tree as if it were new: its own nodes, first noises that no earlier grant has used, and a budget
+    of `nfe`. The samples of all grants compete for the tree's answer.
+
+    Attributes:
+      tree: one of the forest's trees.
+      policy: what searches, fitted to `nfe` beforehand (`Policy.fit`).
+      nfe: at least 1; while the tree has no finished sample, it has to pay for one.
+    """
+
+    tree: TreeView
+    policy: Policy
+    nfe: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a grant.
+
+    Attributes:
+      nfe: what was spent of it; the rest is back in the forest's budget.
+      scores: of the samples that it finished, in the order of their making; None where scoring failed.
+      failed: the tree has ended with an error; further grants to it come back like this one, at no cost.
+    """
+
+    nfe: int
+    scores: tuple[float | None, ...] = ()
+    failed: bool = False
+
+
+class ForestView(Protocol):
+    """What an allocator sees: every tree of the search, and the one budget that they share.
+
+    Attributes:
+      trees: one for each prompt and seed, prompt-major.
+      setting: what costs depend on, the same for all trees.
+      budget: of all trees together; `spent` counts what their requests were granted.
+      target: a score that is good enough: a tree whose best sample reaches it stops at once, in the middle of a policy
+        too. None for none.
+    """
+
+    @property
+    def trees(self) -> Sequence[TreeView]: ...
+    @property
+    def setting(self) -> Setting: ...
+    @property
+    def budget(self) -> Budget: ...
+    @property
+    def target(self) -> float | None: ...
+
+    def note(self, **facts: Json) -> None:
+        """Write down why something was decided, as strict JSON."""
+        ...
+
+
+Allocation: TypeAlias = Generator[Sequence[Grant], list[Outcome], None]
+
+
+@runtime_checkable
+class Allocator(Protocol):
+    """Shares one budget among many searches: stands above policies, and is named like one.
+
+    A frozen dataclass of hyperparameters. It may have a class method `from_options(options)` that makes one from typed
+    or textual values, where its fields alone do not say how; and `roles`, as policies have.
+
+    Attributes:
+      name: as registered.
+      needs: as a policy's: what the policies that it grants need, and "absolute" where it compares scores.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def search(self, forest: ForestView) -> Allocation:
+        """Yield grants, to different trees, that are searched at once; receive what came of them, in order.
+
+        The outcomes come when all of these searches are done, so that decisions do not depend on which was first. The
+        list is granted whole or refused whole: `BudgetExhausted` is thrown if it would leave too little to finish one
+        sample of every tree that has none. Return to end: each tree answers with the best sample of its grants, and one
+        that was never granted anything makes a plain sample.
+        """
+        ...
+
+    def forecast(self, total_nfe: int, runs: int, setting: Setting) -> Cost:
+        """Bounds on what one of `runs` searches spends of `total_nfe`. Raises UsageError naming the smallest total."""
         ...
 
 

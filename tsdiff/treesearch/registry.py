@@ -6,6 +6,7 @@ imported is one warning, never a dead program.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -98,18 +99,73 @@ def split_reference(reference: str) -> tuple[str, str]:
 def split_options(text: str) -> dict[str, str]:
     """Turn "key=value,key=value" into a dictionary; a part without "=" is a further element of the value before it.
 
+    A value that begins with "[" ends with the "]" that closes it, commas and all: so a reference with options of its own
+    can be an option, "question=[clip:model=FOLDER,scale=logit]". The brackets stay (see `split_elements`).
+
     Raises:
-      UsageError: if the first part has no "=".
+      UsageError: if the first part has no "=", or a bracket is not closed.
     """
     options: dict[str, str] = {}
     key = ""
-    for part in filter(None, text.split(",")):
-        if "=" in part:
-            key, _, value = part.partition("=")
-            key = key.strip()
+    for part in filter(None, _parts(text)):
+        name, equals, value = part.partition("=")
+        if equals and not part.lstrip().startswith("["):
+            key = name.strip()
             options[key] = value.strip()
         elif key:
             options[key] += f",{part.strip()}"
         else:
             raise UsageError(f"{part!r} is not of the form key=value")
     return options
+
+
+def split_elements(text: str) -> list[str]:
+    """The elements of a list "a,[b:x=1,y=2],c", without the brackets around any of them. Raises UsageError as above."""
+    parts = [part.strip() for part in _parts(text)]
+    return [part[1:-1] if part.startswith("[") and part.endswith("]") else part for part in parts if part]
+
+
+def _parts(text: str) -> list[str]:
+    """Split at commas, except inside brackets that open at the beginning of a part or of its value."""
+    parts: list[str] = []
+    rest = text
+    while rest:
+        start = re.match(r"\s*(?:[^=,\[]*=\s*)?\[", rest)
+        end = rest.find(",", _closed(rest, start.end(), text) if start else 0)
+        parts.append(rest if end < 0 else rest[:end])
+        rest = "" if end < 0 else rest[end + 1 :]
+    return parts
+
+
+def _closed(text: str, start: int, whole: str) -> int:
+    """Where the bracket that was opened before `start` is closed."""
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"[": 1, "]": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    raise UsageError(f"{whole!r} opens a bracket that it does not close; write lists as key=[a:x=1,y=2],[b]")
+
+
+def reference(name: str, /, **options: object) -> str:
+    """Write "name:key=value,...": what `split_reference` and `split_options` take apart again.
+
+    A plug-in uses it to offer a component that it may not import: registered under a name of its own, a function that
+    returns the reference of another verifier stands for that one.
+
+        def my_clip(**options: str) -> str:
+            "CLIPScore by my own checkpoint."
+            return reference("clip", **{"name": "my-clip", "model": FOLDER} | options)
+
+    Raises:
+      UsageError: if a value cannot be written so, because it holds a comma before an equals sign, or spaces at its ends.
+    """
+    written = {key: str(value) for key, value in options.items()}
+    text = ",".join(f"{key}={value}" for key, value in written.items())
+    try:
+        same = split_options(text) == written
+    except UsageError:
+        same = False
+    if not same:
+        raise UsageError(f"{name}: options {written!r} cannot be written as key=value,...; leave out commas before '=', and spaces at the ends of a value")
+    return f"{name}:{text}" if text else name

@@ -195,7 +195,8 @@ class Score:
 
     Args:
       nodes: one node or several; a verifier of scope "set" sees them as one set.
-      verifier: name of one of the search's verifiers; None takes the first, which steers.
+      verifier: a role that the policy declares, or the name of one of the search's verifiers; None takes the one that
+        steers. Values are kept under the verifier's own name.
       at: "x0" scores the clean estimate (costs the node's prediction, free at level T); "lookahead" denoises on with
         the deterministic solver in `num_steps` steps and scores what comes out.
       num_steps: steps of the look-ahead.

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tsdiff.treesearch import registry
-from tsdiff.treesearch.callables import CallableVerifier
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.parameters import build
-from tsdiff.treesearch.protocols import PendingVerifier, Policy, Setting, Verifier
+from tsdiff.treesearch.protocols import FINAL, Allocator, PendingVerifier, Policy, Setting, Verifier
+from tsdiff.treesearch.references import VerifierLike, resolve_verifier
 
-VerifierLike = str | Verifier | Callable[..., Any]
+Verifiers = VerifierLike | Sequence[VerifierLike] | Mapping[str, VerifierLike]
+
+_WITH_ROLE = re.compile(r"([A-Za-z][\w-]*)=(.+)")  # options come after a colon, so "name:key=value" has no role
 
 
-def resolve_policy(policy: str | Policy, options: Mapping[str, Any]) -> tuple[Policy, bool]:
-    """The policy, and whether its size was left open (so that a budget may choose it).
+def resolve_policy(policy: str | Policy | Allocator, options: Mapping[str, Any]) -> tuple[Policy | Allocator, bool]:
+    """The policy or allocator, and whether its size was left open (so that a budget may choose it).
 
     Raises:
       UsageError: for an unknown name or parameter, or options beside a policy object.
@@ -29,43 +31,33 @@ def resolve_policy(policy: str | Policy, options: Mapping[str, Any]) -> tuple[Po
     cls: Any = registry.policies.load(policy)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise UsageError(f"policy {policy!r} is {cls!r} but a policy is a dataclass of hyperparameters")
-    made: Any = build(cls, options)
-    return made, not any(name in options for name in made.size_parameters)
+    made: Any = cls.from_options(options) if hasattr(cls, "from_options") else build(cls, options)
+    return made, not any(name in options for name in getattr(made, "size_parameters", ()))
 
 
-def resolve_verifier(verifier: VerifierLike) -> Verifier:
-    """A verifier from "name", "name:key=value,...", "name:anything" (where it takes that), an object or a callable.
+def resolve_verifiers(
+    verifiers: Verifiers, policy: Policy | Allocator, ensemble: str | None = None
+) -> tuple[tuple[Verifier, ...], dict[str, Verifier]]:
+    """Verifiers with different names, the one that steers first; and the one in each role that the policy knows.
+
+    A verifier with the role "final" steers, without one the first that has no role. It also takes the roles that nobody
+    was given. One reference may have several roles. By the rule `ensemble`, those without a role become one verifier.
 
     Raises:
-      UsageError: for an unknown name or parameter.
+      UsageError: for what cannot be resolved or used, and for a role that the policy does not know.
     """
-    if isinstance(verifier, str):
-        name, rest = registry.split_reference(verifier)
-        factory: Any = registry.verifiers.load(name)
-        if hasattr(factory, "from_reference"):
-            made: Verifier = factory.from_reference(rest)
-            return made
-        options = registry.split_options(rest)
-        if isinstance(factory, type) and dataclasses.is_dataclass(factory):
-            built: Any = build(factory, options)
-            return built  # type: ignore[no-any-return]
-        try:
-            inspect.signature(factory).bind(**options)
-        except TypeError as error:
-            raise UsageError(f"verifier {verifier!r}: {error}") from None
-        made = factory(**options)
-        return made
-    if hasattr(verifier, "score") and hasattr(verifier, "needs"):
-        return verifier  # type: ignore[return-value]
-    if callable(verifier):
-        return CallableVerifier(verifier)
-    raise UsageError(f"verifier {verifier!r} is neither a name, nor a verifier, nor a function (images, prompts) -> scores")
-
-
-def resolve_verifiers(verifiers: VerifierLike | Sequence[VerifierLike]) -> tuple[Verifier, ...]:
-    """Several verifiers with different names; the first steers."""
-    several = verifiers if isinstance(verifiers, (list, tuple)) else (verifiers,)
-    resolved = tuple(resolve_verifier(one) for one in several)
+    entries: list[tuple[str, VerifierLike, Verifier]] = []
+    for role, one in _with_roles(verifiers):
+        same = [made for other, reference, made in entries if (role or other) and _same(reference, one)]
+        entries.append((role, one, same[0] if same else resolve_verifier(one)))
+    if ensemble is not None:
+        entries = _together([entry for entry in entries if not entry[0]], ensemble) + [entry for entry in entries if entry[0]]
+    given = {role: made for role, _, made in entries if role}
+    _check_roles([role for role, _, _ in entries if role], policy)
+    steering = given[FINAL] if FINAL in given else next((made for role, _, made in entries if not role), None)
+    if steering is None:
+        raise UsageError(f"verifiers were given for {', '.join(given)} but none for {FINAL}, which steers the answer; add {FINAL}=NAME")
+    resolved = tuple({id(made): made for made in (steering, *(made for _, _, made in entries))}.values())
     names = [one.name for one in resolved]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -73,13 +65,50 @@ def resolve_verifiers(verifiers: VerifierLike | Sequence[VerifierLike]) -> tuple
     mute = [one.name for one in resolved if one.latency == "pending" and not isinstance(one, PendingVerifier)]
     if mute:
         raise UsageError(f"verifier {mute[0]!r} says that its latency is pending but has no method `ask`")
-    late = [one.name for one in resolved[1:] if one.scope == "set"]
+    late = [one.name for one in resolved[1:] if one.scope == "set" and all(one is not judge for judge in given.values())]
     if late:
         raise UsageError(f"verifier {late[0]!r} scores whole sets and can only steer; name it first")
-    return resolved
+    return resolved, {role: given.get(role, steering) for role in roles_of(policy)}
 
 
-def check_needs(policy: Policy, setting: Setting, solvers: Sequence[str]) -> None:
+def _together(entries: Sequence[tuple[str, VerifierLike, Verifier]], rule: str) -> list[tuple[str, VerifierLike, Verifier]]:
+    """The verifiers without a role as one, by the rule of an ensemble."""
+    if len(entries) < 2:
+        raise UsageError(f"ensemble={rule!r} makes one verifier of several, but {len(entries)} were given without a role; give at least two")
+    whole: Verifier = registry.verifiers.load("ensemble")(members=tuple(made for _, _, made in entries), rule=rule)
+    return [("", whole, whole)]
+
+
+def roles_of(policy: Policy | Allocator) -> tuple[str, ...]:
+    """The verifier roles that a policy knows: "final", and those of its own attribute `roles`, if it has one."""
+    return tuple(dict.fromkeys((FINAL, *getattr(policy, "roles", ()))))
+
+
+def _with_roles(verifiers: Verifiers) -> list[tuple[str, VerifierLike]]:
+    """(role, verifier) pairs, the role "" where there is none; texts may say "role=reference"."""
+    if isinstance(verifiers, Mapping):
+        return list(verifiers.items())
+    pairs: list[tuple[str, VerifierLike]] = []
+    for one in verifiers if isinstance(verifiers, (list, tuple)) else (verifiers,):
+        match = _WITH_ROLE.fullmatch(one) if isinstance(one, str) else None
+        pairs.append(("", one) if match is None else (match[1], match[2]))
+    return pairs
+
+
+def _same(left: VerifierLike, right: VerifierLike) -> bool:
+    return left is right or (isinstance(left, str) and isinstance(right, str) and left == right)
+
+
+def _check_roles(given: Sequence[str], policy: Policy | Allocator) -> None:
+    known = roles_of(policy)
+    for role in given:
+        if role not in known:
+            raise UsageError(f"policy {policy.name} has no verifier role {role!r}; its roles are: {', '.join(known)}")
+        if given.count(role) > 1:
+            raise UsageError(f"two verifiers were given for the role {role!r}; a role has one")
+
+
+def check_needs(policy: Policy | Allocator, setting: Setting, solvers: Sequence[str]) -> None:
     """Refuse a policy that cannot work with a solver, schedule or verifier.
 
     Raises:
@@ -92,9 +121,10 @@ def check_needs(policy: Policy, setting: Setting, solvers: Sequence[str]) -> Non
         )
     if "flow" in policy.needs and setting.schedule.kind != "flow":
         raise UsageError(f"policy {policy.name} needs a flow model, but solver {setting.solver} is of kind {setting.schedule.kind!r}")
-    if "absolute" in policy.needs and setting.verifier.scope == "set":
+    relative = [judge.name for judge in (setting.verifier, *setting.roles.values()) if judge.scope == "set"]
+    if "absolute" in policy.needs and relative:
         raise UsageError(
-            f"policy {policy.name} compares scores across sets, but verifier {setting.verifier.name} scores relative to each set; choose a verifier of scope 'row'"
+            f"policy {policy.name} compares scores across sets, but verifier {relative[0]} scores relative to each set; choose a verifier of scope 'row'"
         )
     unsupported = policy.needs - {"stochastic", "flow", "absolute"}
     if unsupported:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from tsdiff.treesearch.basepool import Calibrated
+    from tsdiff.treesearch.forest import Forest
+
 
 def to_pil(pixels: Tensor) -> Image:
     """An 8-bit image of pixels (3, H, W) in [0, 1]."""
@@ -40,6 +43,9 @@ class Result:
       path: the run folder, if there is one.
       image_path: the saved image, if there is one.
       truncated: why the policy was stopped early, if it was.
+      relative: the score is relative to the samples of this search (a verifier of scope "set"), so that no other
+        sample's can be held against it.
+      calibrated: how verifiers came to know the plain samples that they compare with; shared by all runs of a search.
     """
 
     tree: Tree
@@ -53,6 +59,8 @@ class Result:
     path: Path | None = None
     image_path: Path | None = None
     truncated: str | None = None
+    relative: bool = False
+    calibrated: tuple[Calibrated, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -77,8 +85,15 @@ class Result:
 
     @property
     def first_score(self) -> float | None:
-        """The baseline sample's value."""
-        return None if self.baseline is None else self.baseline.score
+        """The baseline sample's value; None where there is none, or where values are relative to a search's own samples."""
+        return None if self.baseline is None or self.relative else self.baseline.score
+
+    @property
+    def parts(self) -> dict[str, tuple[float, float | None]]:
+        """The parts of the answer's steering value by name, each with the baseline sample's (None where it has none)."""
+        value = self.node.values.get(self.tree.verifier)
+        plain = {} if self.baseline is None else self.baseline.parts
+        return {name: (part, plain[name][0] if name in plain else None) for name, part in ((value.parts if value else None) or {}).items()}
 
     @property
     def ledger(self) -> TreeLedger:
@@ -155,6 +170,8 @@ class Result:
             "failed_nodes": sum(node.failed for node in self.tree.nodes),
             "complete": self.complete,
             "truncated": self.truncated,
+            "relative": self.relative,
+            "calibrated": [one.to_json() for one in self.calibrated],
             "nfe": self.ledger.nfe,
             "rows": self.ledger.rows,
             "decodes": self.ledger.decodes,
@@ -211,6 +228,8 @@ class Results(Sequence[Result]):
       failures: the searches that ended without an answer.
       path: the folder of run folders, if there is one.
       notices: what came up while it ran (a prompt that was cut, say), for the user.
+      forest: how one budget was shared among the searches; None where each had its own.
+      calibrated: how verifiers came to know the plain samples that they compare with.
     """
 
     results: list[Result]
@@ -219,6 +238,15 @@ class Results(Sequence[Result]):
     path: Path | None = None
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
+    forest: Forest | None = None
+    calibrated: tuple[Calibrated, ...] = ()
+
+    @property
+    def nfe(self) -> int:
+        """NFE of all searches together, baselines not included; of those that failed too where they shared one budget."""
+        if self.forest is not None:
+            return sum(tree.ledger.nfe for tree in self.forest.trees)
+        return sum(result.ledger.nfe for result in self.results)
 
     def __len__(self) -> int:
         return len(self.results)

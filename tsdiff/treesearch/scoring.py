@@ -65,8 +65,10 @@ class ScoreHandler:
     def _verifier(run: Run, request: Score) -> Verifier:
         if request.verifier is None:
             return run.steering
+        if request.verifier in run.roles:
+            return run.roles[request.verifier]
         if request.verifier not in run.verifiers:
-            raise unknown_name("verifier of this search", request.verifier, run.verifiers, "Name it when the search starts (--verifier).")
+            raise unknown_name("verifier of this search", request.verifier, [*run.roles, *run.verifiers], "Name it when the search starts (--verifier).")
         return run.verifiers[request.verifier]
 
     @staticmethod

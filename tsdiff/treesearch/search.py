@@ -10,13 +10,15 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdiff.treesearch.basepool import KIND, Calibrated, calibrate
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.forest import Forest
 from tsdiff.treesearch.noise import Recipe, Torch
 from tsdiff.treesearch.plan import Plan, prepare
-from tsdiff.treesearch.protocols import Condition, DiffusionModel, Policy, Search, TreeView
+from tsdiff.treesearch.protocols import Allocator, Condition, DiffusionModel, Policy, Search, TreeView
 from tsdiff.treesearch.requests import Denoise, Draw, Score
-from tsdiff.treesearch.resolve import VerifierLike
+from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.results import Failure, Result, Results, to_pil
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfolder import claim_folder, environment, slug, write_json, write_latents
@@ -50,9 +52,12 @@ def search(
     model: Any = None,
     prompts: str | Condition | Sequence[str | Condition] | None = None,
     *,
-    policy: str | Policy = "beam",
-    verifier: VerifierLike | Sequence[VerifierLike] = (),
+    policy: str | Policy | Allocator = "beam",
+    verifier: Verifiers = (),
+    ensemble: str | None = None,
     nfe: int | None = None,
+    total_nfe: int | None = None,
+    target: float | None = None,
     seed: int | Sequence[int] = 0,
     callback: Callable[[Progress], None] | None = None,
     **options: Any,
@@ -65,8 +70,14 @@ def search(
       prompts: one prompt, or several; None searches the model's demonstration prompt.
       policy: a registered name, or a policy object. `policy_options={"width": 8}` sets parameters of a named one.
       verifier: a name, an object, a callable `(images (B, 3, H, W) in [0, 1], prompts) -> scores`, or several of
-        these: the first steers, the others score finished samples.
+        these: the first steers, the others score finished samples. A policy may tell its verifiers apart by their
+        roles: `{"layout": "luminance", "final": "sharpness"}`, where "final" steers.
+      ensemble: makes one verifier of those without a role, by a rule: "rank", "pareto", "weighted", "zscore", "minimum"
+        or "quantile", parameters after a colon ("weighted:weights=5,1"); `tsdiff.verifiers.Ensemble` explains them.
       nfe: network evaluations per prompt and seed. A named policy whose size is left open fills it; otherwise it caps.
+      total_nfe: network evaluations of all prompts and seeds together, instead of `nfe`. An allocator ("adaptive") shares
+        them out; with any other policy each search has an equal part.
+      target: a score that is good enough, for allocators: a search that has reached it gets nothing more.
       seed: one seed, or several: each prompt is searched under each.
       callback: called with a `Progress` after every batch.
       **options: `steps`, `solver`, `eta`, `guidance_scale`, `guidance_rescale`, `guidance_interval`,
@@ -90,7 +101,7 @@ def search(
             from tsdiff.treesearch.errors import unknown_name
 
             raise unknown_name("option", name, set(known) - {"verifiers"} | {"verifier", "callback"})
-    plan = prepare(model, prompts, policy=policy, verifiers=verifier, nfe=nfe, seed=seed, **options)
+    plan = prepare(model, prompts, policy=policy, verifiers=verifier, ensemble=ensemble, nfe=nfe, total_nfe=total_nfe, target=target, seed=seed, **options)
     results = execute(plan, callback=callback)
     several = isinstance(prompts, (list, tuple)) or not isinstance(seed, Integral)
     if several:
@@ -121,14 +132,26 @@ def execute(plan: Plan, *, callback: Callable[[Progress], None] | None = None) -
         raise
     store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
     collector = _Collector(plan, folder)
+    forest = None
+    if isinstance(plan.policy, Allocator):
+        assert plan.total_nfe is not None
+        forest = Forest(plan.policy, plan.setting, plan.total_nfe, plan.target)
 
     def progress() -> None:
         if callback is not None:
             callback(collector.progress())
 
     with _settings(plan.limits.deterministic):
+        image = None if plan.image is None else _pixels(plan.image)
+        try:
+            collector.calibrated = calibrate(plan, model, image, collector.trees.append, progress)
+        except BaseException:
+            store.close()
+            if folder is not None:
+                folder.rmdir()  # nothing has been written into it yet
+            raise
         engine = Engine(plan.limits, store, expected_rows=plan.rows_upper, progress=progress)
-        for pair in _runs(plan, models, collector):
+        for pair in _runs(plan, models, collector, forest):
             for run in pair:
                 collector.trees.append(run.tree)
                 engine.add(run)
@@ -138,7 +161,7 @@ def execute(plan: Plan, *, callback: Callable[[Progress], None] | None = None) -
             store.close()
     results, failures = collector.finish()
     notices = tuple(line for line in model.notices if line not in plan.notices)
-    done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices)
+    done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices, forest, collector.calibrated)
     if folder is not None:
         _write_index(plan, done, folder)
     return done
@@ -152,13 +175,25 @@ def plain_sample(tree: TreeView) -> Search:
     return tree.best()
 
 
-def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _Collector) -> Iterator[tuple[Run, ...]]:
+def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _Collector, forest: Forest | None) -> Iterator[tuple[Run, ...]]:
     """The search trees, each with its baseline beside it."""
+
+    def ended(run: Run) -> None:
+        if forest is not None:
+            forest.ended(run)
+        collector.ended(run)
+
+    drive: Callable[..., Search]
+    if isinstance(plan.policy, Allocator):
+        assert forest is not None
+        drive = forest.drive
+    else:
+        drive = plan.policy.search
     pixels = None if plan.image is None else _pixels(plan.image)
     given = None if plan.given is None else plan.given.numpy()
     for c, condition in enumerate(plan.conditions):
         for s, seed in enumerate(plan.seeds):
-            lines = [("search", plan.policy.search, plan.nfe)]
+            lines = [("search", drive, plan.nfe)]
             if plan.baseline_cost is not None:
                 lines.append(("baseline", plain_sample, None))
             pair = []
@@ -169,6 +204,7 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
                     policy,
                     models,
                     plan.verifiers,
+                    roles=plan.roles,
                     guidance=plan.guidance,
                     size=plan.size,
                     name=f"policy {plan.policy.name}" if line == "search" else "the baseline",
@@ -176,8 +212,10 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
                     first=_first(plan.first, seed),
                     image=pixels,
                     keep=plan.keep_latents == "all" and line == "search",
-                    on_end=collector.ended,
+                    on_end=ended if line == "search" else collector.ended,
                 )
+                if forest is not None and line == "search":
+                    forest.add(run)
                 collector.place[id(run)] = (c, s)
                 pair.append(run)
             yield tuple(pair)
@@ -208,6 +246,7 @@ class _Collector:
         self.latents: dict[tuple[int, int], dict[int, Tensor]] = {}
         self.best: float | None = None
         self.environment = environment()
+        self.calibrated: tuple[Calibrated, ...] = ()
 
     def ended(self, run: Run) -> None:
         """A tree has ended, its latents are still there."""
@@ -245,7 +284,9 @@ class _Collector:
         assert run.answer is not None
         pixels = run.picture[1] if run.picture is not None and run.picture[0] is run.answer else None
         image = None if pixels is None else to_pil(pixels)
-        return Result(run.tree, run.answer, image, run.seconds, self.plan.policy.name, self.plan.model.name, baseline, truncated=run.truncated)
+        relative = run.steering.scope == "set"
+        names = self.plan.policy.name, self.plan.model.name
+        return Result(run.tree, run.answer, image, run.seconds, *names, baseline, truncated=run.truncated, relative=relative, calibrated=self.calibrated)
 
     def _folder(self, place: tuple[int, int]) -> Path:
         assert self.folder is not None
@@ -263,7 +304,8 @@ class _Collector:
     def progress(self) -> Progress:
         """Where the search stands."""
         done = sum(tree.ledger.nfe for tree in self.trees)
-        return Progress(done, max(self.plan.nfe_upper, done), len(self.results) + len(self.failures), self.plan.num_runs, self.best)
+        first = sum(tree.budget.spent for tree in self.trees if tree.line == KIND)
+        return Progress(done, max(first + self.plan.nfe_upper, done), len(self.results) + len(self.failures), self.plan.num_runs, self.best)
 
 
 def _write_index(plan: Plan, done: Results, folder: Path) -> None:
@@ -275,6 +317,8 @@ def _write_index(plan: Plan, done: Results, folder: Path) -> None:
             "options": plan.to_json() | {"typed": dict(plan.typed)},
             "environment": environment(),
             "engine": done.engine.to_json(),
+            "calibrated": [one.to_json() for one in done.calibrated],
+            "forest": None if done.forest is None else done.forest.to_json(),
             "seconds": round(done.seconds, 3),
             "runs": [result.to_json() for result in done],
             "failures": [{"prompt": failure.prompt, "seed": failure.seed, "error": failure.message} for failure in done.failures],

@@ -7,6 +7,10 @@ from typing import Any
 
 _HOMES = {
     "CallableVerifier": "tsdiff.treesearch.callables",
+    "Clip": "tsdiff.verifiers.clip",
+    "Compositional": "tsdiff.verifiers.compositional",
+    "Detection": "tsdiff.verifiers.compositional_detect",
+    "Ensemble": "tsdiff.verifiers.ensemble",
     "JpegCompressibility": "tsdiff.verifiers.programmatic",
     "JpegSize": "tsdiff.verifiers.programmatic",
     "Luminance": "tsdiff.verifiers.programmatic",
@@ -15,7 +19,19 @@ _HOMES = {
     "TotalVariation": "tsdiff.verifiers.programmatic",
 }
 
-__all__ = ["CallableVerifier", "JpegCompressibility", "JpegSize", "Luminance", "Sharpness", "TargetColor", "TotalVariation"]
+__all__ = [
+    "CallableVerifier",
+    "Clip",
+    "Compositional",
+    "Detection",
+    "Ensemble",
+    "JpegCompressibility",
+    "JpegSize",
+    "Luminance",
+    "Sharpness",
+    "TargetColor",
+    "TotalVariation",
+]
 
 
 def __getattr__(name: str) -> Any:
