@@ -18,7 +18,7 @@ from tsdiff.treesearch import registry
 from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.noise import derive, initial_noise
 from tsdiff.treesearch.parameters import describe
-from tsdiff.treesearch.protocols import Condition, Media, StepState
+from tsdiff.treesearch.protocols import Condition, StepState
 from tsdiff.treesearch.requests import Denoise, Draw, Score
 from tsdiff.verifiers.self_supervised import PathStability, SelfSupervised
 from tsdiff.worlds.gaussian.model import GaussianModel
@@ -45,16 +45,11 @@ def folders(tmp_path_factory):
 KINDS = ["dino", "dino-classes", "clip", "clip-open", "clip-siglip"]
 
 
-def rgb(x0):
-    """Latents whose first three channels are pixels in [-1, 1]."""
-    return Media(x0[:, :3] / 2.0 + 0.5)
-
-
 @pytest.fixture(scope="module")
 def prepared(folders):
     @functools.cache
-    def make(kind, cls=SelfSupervised, decode=rgb, **options):
-        verifier = cls(features=kind.partition("-")[0], model=str(folders[kind]), decode=decode, **options)
+    def make(kind, cls=SelfSupervised, **options):
+        verifier = cls(features=kind.partition("-")[0], model=str(folders[kind]), **options)
         verifier.prepare("cpu")
         return verifier
 
@@ -62,13 +57,13 @@ def prepared(folders):
 
 
 class Pairs:
-    """Candidates that are images, and ancestors' clean estimates."""
+    """Candidates that are images, and pictures of ancestors."""
 
     def __init__(self, images, ancestors):
         self.images = images
         self.ancestors = ancestors
 
-    def ancestor_x0(self, ratio):
+    def ancestor_images(self, ratio):
         assert ratio == pytest.approx(2.0 / 3.0), "sigma 0.4 of x = (1 - sigma) x0 + sigma eps"
         return self.ancestors
 
@@ -88,7 +83,7 @@ def test_cosines_of_plain_pictures_are_known_in_closed_form(prepared, kind):
     expected = (COLOURS * later).sum(1) / COLOURS.norm(dim=1) / later.norm(dim=1)
     verifier = prepared(kind)
     assert torch.allclose(verifier.values(*pictures), expected, atol=1e-4)
-    scores = verifier.score(Pairs(pictures[1], 2.0 * pictures[0] - 1.0))
+    scores = verifier.score(Pairs(pictures[1], pictures[0]))
     assert torch.allclose(scores.values, expected, atol=1e-4)
 
 
@@ -96,7 +91,7 @@ def test_cosines_of_plain_pictures_are_known_in_closed_form(prepared, kind):
 def test_a_sample_that_kept_its_promise_scores_one(prepared, kind):
     images = noise()
     verifier = prepared(kind)
-    assert torch.allclose(verifier.score(Pairs(images, 2.0 * images - 1.0)).values, torch.ones(4), atol=1e-5)
+    assert torch.allclose(verifier.score(Pairs(images, images)).values, torch.ones(4), atol=1e-5)
     other = verifier.values(images, noise(seed=1))
     assert other.max() < 0.9999
     assert torch.allclose(other, verifier.values(noise(seed=1), images), atol=1e-5), "symmetric"
@@ -119,7 +114,7 @@ def test_levels_are_matched_by_signal_to_noise_ratio(prepared, sigma, ratio):
     verifier = prepared("dino-colours", sigma=sigma)
     assert verifier.ratio == pytest.approx(ratio)
     (need,) = (need for need in verifier.needs if need != "images")
-    assert need.startswith("ancestor_x0@")
+    assert need.startswith("ancestor_images@")
     assert float(need.partition("@")[2]) == verifier.ratio, "to the last bit, as the engine looks it up"
     if sigma == 0.4:
         assert 1.0 / (1.0 + verifier.ratio**2) == pytest.approx(0.692, abs=5e-4)
@@ -142,7 +137,7 @@ def test_gradients_flow_to_both_pictures_and_are_those_of_finite_differences(pre
     verifier = prepared(kind)
     pictures = [(0.2 + 0.6 * noise(2, seed=seed)).requires_grad_() for seed in (1, 2)]
     directions = [noise(2, seed=seed) - 0.5 for seed in (3, 4)]
-    verifier.score(Pairs(pictures[0], 2.0 * pictures[1] - 1.0)).values.sum().backward()
+    verifier.score(Pairs(pictures[0], pictures[1])).values.sum().backward()
     for which in (0, 1):
         slope = (pictures[which].grad * directions[which]).sum((1, 2, 3))
         with torch.no_grad():
@@ -155,10 +150,10 @@ def test_gradients_flow_to_both_pictures_and_are_those_of_finite_differences(pre
 @pytest.mark.parametrize("kind", ["dino", "clip"])
 def test_a_picture_that_is_not_finite_fails_alone(prepared, kind):
     verifier, after, before = prepared(kind), noise(), noise(seed=1)
-    good = verifier.score(Pairs(after, 2.0 * before - 1.0)).values
+    good = verifier.score(Pairs(after, before)).values
     after[1, 0, 0, 0] = float("nan")
     before[3, 2, 5, 5] = float("inf")
-    scores = verifier.score(Pairs(after, 2.0 * before - 1.0))
+    scores = verifier.score(Pairs(after, before))
     assert scores.values.isnan().tolist() == [False, True, False, True]
     assert set(scores.reasons) == {1, 3}
     assert torch.allclose(scores.values[[0, 2]], good[[0, 2]], atol=1e-5)
@@ -178,13 +173,12 @@ def test_black_and_white_pictures_score(prepared, kind):
     [
         ({}, r"^self-supervised: model is missing; write features=dino,model=\.\.\."),
         ({"features": "vgg"}, "features is 'vgg' but must be one of 'dino', 'clip'"),
-        ({"model": "./nowhere", "decode": rgb}, "there is no folder 'nowhere'"),
-        ({"model": "dino", "features": "clip", "decode": rgb}, "must be clip or siglip"),
-        ({"model": "clip", "decode": rgb}, "must be of 'dinov2'"),
-        ({"model": "dino", "pretrained": "openai", "decode": rgb}, "leave pretrained out"),
-        ({"model": "dino"}, "decode is missing"),
-        ({"model": "dino", "decode": rgb, "sigma": 1.0}, "sigma is 1 but must be above 0 and below 1"),
-        ({"model": "dino", "decode": rgb, "sigma": 0.0}, "sigma"),
+        ({"model": "./nowhere"}, "there is no folder 'nowhere'"),
+        ({"model": "dino", "features": "clip"}, "must be clip or siglip"),
+        ({"model": "clip"}, "must be of 'dinov2'"),
+        ({"model": "dino", "pretrained": "openai"}, "leave pretrained out"),
+        ({"model": "dino", "sigma": 1.0}, "sigma is 1 but must be above 0 and below 1"),
+        ({"model": "dino", "sigma": 0.0}, "sigma"),
     ],
 )
 def test_wrong_options_are_refused_at_once(folders, options, match):
@@ -195,9 +189,9 @@ def test_wrong_options_are_refused_at_once(folders, options, match):
 
 def test_weights_that_are_not_here_or_not_loaded(folders):
     with pytest.raises(SetupError, match=r"path-stability: .*hf download owner/model"):
-        PathStability(model="owner/model", decode=rgb)
+        PathStability(model="owner/model")
     with pytest.raises(UsageError, match="self-supervised has no weights yet"):
-        SelfSupervised(model=str(folders["dino"]), decode=rgb).values(noise(), noise())
+        SelfSupervised(model=str(folders["dino"])).values(noise(), noise())
 
 
 def test_the_two_differ_in_what_they_judge():
@@ -250,30 +244,23 @@ WORLDS = [("gaussian", "near (3, 2.4)", 20), ("stable_diffusion", "a red cube", 
 def test_a_search_keeps_the_sample_that_kept_its_promise(request, prepared, world, prompt, steps, kind, sigma):
     """Every score is what a trajectory computed by hand says, at no network evaluation more than the samples need."""
     model = request.getfixturevalue(world)
-    shown = []
-
-    def decode(x0):
-        shown.extend(x0)
-        return model.decode(x0)
-
-    verifier = prepared(kind, decode=decode, sigma=sigma)
+    verifier = prepared(kind, sigma=sigma)
     options = {"policy": BestOfN(n=3), "verifier": verifier, "solver": "ddim", "steps": steps, "guidance_scale": 1.0, "baseline": False}
     result = tsdiff.search(model, prompt, **options)
     expected = []
-    for index, x0 in enumerate(shown):
+    for index in range(3):
         found, final = estimates(model, index, steps, prompt)
         promised = promise(found, sigma / (1.0 - sigma))
-        assert torch.allclose(x0, promised[0], atol=1e-4)
-        assert not torch.allclose(x0, final[0], atol=1e-3)
+        assert not torch.allclose(promised, final, atol=1e-3)
         with torch.no_grad():
             expected.append(verifier.values(model.decode(final).pixels, model.decode(promised).pixels).item())
     leaves = [node for node in result.tree.nodes if node.level == steps]
     assert [node.values["self-supervised"].score for node in leaves] == pytest.approx(expected, abs=2e-6)
-    assert len(expected) == 3
     if sigma > 0.9:
         assert min(abs(left - right) for left, right in itertools.combinations(expected, 2)) > 2e-6, "or the choice means nothing"
         assert result.node is leaves[expected.index(max(expected))]
     assert result.tree.ledger.nfe == 3 * steps
+    assert result.tree.ledger.decodes == 6, "of three samples, and of what they promised to be"
 
 
 def checks(levels, sink):
@@ -304,7 +291,7 @@ def run(policy, model, prompt, **options):
 @pytest.mark.parametrize(("world", "prompt", "steps"), WORLDS)
 def test_path_stability_judges_nodes_on_the_way(request, prepared, world, prompt, steps):
     model = request.getfixturevalue(world)
-    verifier = prepared("dino-colours", PathStability, decode=model.decode, sigma=0.8)
+    verifier = prepared("dino-colours", PathStability, sigma=0.8)
     sink = []
     result = run(checks(range(1, steps), sink), model, prompt, verifier=verifier, steps=steps)
     trajectories = [estimates(model, index, steps, prompt)[0] for index in range(3)]
@@ -325,14 +312,14 @@ def test_path_stability_judges_nodes_on_the_way(request, prepared, world, prompt
 
 
 def test_only_finished_samples_are_judged_by_the_final_one(gaussian, prepared):
-    verifier = prepared("dino-colours", decode=gaussian.decode)
+    verifier = prepared("dino-colours")
     with pytest.raises(UsageError, match="self-supervised judges finished samples only, but node 3 stands at level 6"):
         run(checks([6], []), gaussian, "near (3, 2.4)", verifier=verifier, steps=8)
 
 
 def test_look_aheads_are_judged_too(gaussian, prepared):
     """From above the ancestor's level the look-ahead captures it on its own way."""
-    verifier = prepared("dino-colours", decode=gaussian.decode)
+    verifier = prepared("dino-colours")
 
     def policy(tree):
         nodes = yield Denoise((yield Draw(3)), to=2)
@@ -347,7 +334,7 @@ def test_look_aheads_are_judged_too(gaussian, prepared):
 
 def test_it_can_stand_beside_another_verifier(gaussian, prepared):
     """It scores finished samples there, and steers nothing."""
-    verifier = prepared("dino-colours", decode=gaussian.decode)
+    verifier = prepared("dino-colours")
     result = tsdiff.search(gaussian, "near (3, 2.4)", policy=BestOfN(n=3), verifier=["gaussian-target", verifier], steps=6, baseline=False)
     leaves = [node for node in result.tree.nodes if node.level == 6]
     assert all(set(node.values) == {"gaussian-target", "self-supervised"} for node in leaves)
@@ -356,8 +343,8 @@ def test_it_can_stand_beside_another_verifier(gaussian, prepared):
 
 def test_by_name(folders):
     registry.verifiers.add("self-supervised", SelfSupervised)
-    with pytest.raises(UsageError, match="decode is missing; it makes pictures of the ancestors' clean latents"):
-        tsdiff.search("gaussian", "near (3, 2.4)", verifier=f"self-supervised:features=dino,model={folders['dino']}")
+    result = tsdiff.search("gaussian", "near (3, 2.4)", policy=BestOfN(n=2), verifier=f"self-supervised:features=dino,model={folders['dino']}", steps=6, baseline=False)
+    assert 0.9 < result.score < 1.0001
 
 
 class TestConforms(VerifierConformance):
@@ -365,4 +352,4 @@ class TestConforms(VerifierConformance):
 
     @pytest.fixture
     def verifier(self, folders):
-        return SelfSupervised(model=str(folders["dino"]), decode=rgb)
+        return SelfSupervised(model=str(folders["dino"]))

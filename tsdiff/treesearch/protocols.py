@@ -303,8 +303,8 @@ class Sampler(Protocol):
 # Verifiers -----------------------------------------------------------------------------------------------------------
 
 Need: TypeAlias = str
-"""What a verifier reads: "images", "x0", "latents", "levels", "conditions", "node_ids" or "ancestor_x0@RATIO", where
-RATIO is the sigma/alpha of the ancestor whose clean estimate is wanted."""
+"""What a verifier reads: "images", "x0", "latents", "levels", "conditions", "node_ids", "ancestor_x0@RATIO" or
+"ancestor_images@RATIO", where RATIO is the sigma/alpha of the ancestor whose clean estimate, or its picture, is wanted."""
 
 
 class Candidates(Protocol):
@@ -347,6 +347,10 @@ class Candidates(Protocol):
 
     def ancestor_x0(self, ratio: float) -> Tensor:
         """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`, for a declared need."""
+        ...
+
+    def ancestor_images(self, ratio: float) -> Tensor:
+        """(B, 3, H, W) in [0, 1], decoded from `ancestor_x0(ratio)`, for a declared need."""
         ...
 
     def __len__(self) -> int: ...
@@ -438,7 +442,7 @@ class Pool:
 
     def cost(self, setting: Setting, prompts: int) -> Spend:
         """What making and scoring them spends: every verifier reads the same decode, and the call counts once for all."""
-        seen = any("images" in verifier.needs for verifier in self.verifiers)
+        seen = _pictures(self.verifiers)
         count = self.samples * len(self.at(setting.schedule.last))
         answers = 0 if seen or not setting.media else min(prompts, self.samples)  # the engine decodes the best of every tree
         return Spend(self.samples * setting.sample_cost, count * seen + answers, count)
@@ -504,13 +508,13 @@ class Setting:
         """Decodes and verifier calls of scoring `count` nodes (their predictions not included).
 
         Nodes on the way are scored by the verifier in a role (None for the one that steers). Finished samples (`final`)
-        are scored by every verifier and decoded once for all of them. A steering verifier of scope "set" ranks them
-        once more, as one set, for the answer.
+        are scored by every verifier and decoded once for all of them, and so are the ancestors that they are compared
+        with. A node above such an ancestor's level costs neither that decode nor the call. A steering verifier of scope
+        "set" ranks finished samples once more, as one set, for the answer.
         """
         judges = self._finished if final else (self.verifier if role is None else self.roles.get(role, self.verifier),)
-        decoded = any("images" in judge.needs for judge in judges)
-        again = final and self.verifier.scope == "set"
-        return Spend(decodes=count * (decoded + (again and "images" in self.verifier.needs)), verifier_calls=count * (len(judges) + again))
+        again = [self.verifier] if final and self.verifier.scope == "set" else []
+        return Spend(decodes=count * (_pictures(judges) + _pictures(again)), verifier_calls=count * (len(judges) + len(again)))
 
     def result(self) -> Spend:
         """The decode of the answer, where scoring it has not decoded it already."""
@@ -523,6 +527,11 @@ class Setting:
     def _finished(self) -> tuple[Verifier, ...]:
         """Who scores finished samples: a verifier of scope "set" that does not steer has no set of them to judge."""
         return (self.verifier, *(judge for judge in self.others if judge.scope == "row"))
+
+
+def _pictures(judges: Sequence[Verifier]) -> int:
+    """Decodes of a node that some verifiers look at: its own, and one for each ancestor."""
+    return len({need for judge in judges for need in judge.needs if need == "images" or need.startswith("ancestor_images@")})
 
 
 class TreeView(Protocol):

@@ -161,11 +161,12 @@ class Run:
         self.keep = keep
         self.on_end = on_end
         self.shape = self.bindings[None].model.latent_shape(size)
-        self.ancestor_levels = {
-            need: tree.schedule.level_at(-2.0 * math.log(float(need.partition("@")[2])) - 1e-9)  # a level's own ratio names it
+        self.ancestor_levels = {  # of the estimates to keep, by their names in the store
+            f"ancestor_x0@{ratio}": tree.schedule.level_at(-2.0 * math.log(float(ratio)) - 1e-9)  # a level's own ratio names it
             for verifier in verifiers
             for need in verifier.needs
-            if need.startswith("ancestor_x0@")
+            for kind, _, ratio in (need.partition("@"),)
+            if kind in ("ancestor_x0", "ancestor_images")
         }
         self.number = -1  # set by the engine on admission
         self.store: Store = None  # type: ignore[assignment]  # likewise

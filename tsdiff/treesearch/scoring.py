@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,11 @@ def _lookahead(run: Run, node: Node, request: Score) -> tuple[Sampler, tuple[int
     return sampler, levels, (node.index, levels, run.tree.solver.ode, "draft")
 
 
+def _kept_as(need: str) -> str:
+    """The name in the store of what a picture is decoded from."""
+    return need.replace("ancestor_images@", "ancestor_x0@")
+
+
 class Scoring:
     """One node on its way to a value: (look-ahead ->) clean estimate -> pixels -> every verifier concerned."""
 
@@ -138,35 +143,49 @@ class Scoring:
         return [self.verifier, *(judge for judge in others if judge.scope == "row")]
 
     def _decode(self, x0: Tensor) -> None:
-        if not any("images" in judge.needs for judge in self._judges()):
-            self._judge(x0, None)
-            return
+        """Pictures of the estimate and of the ancestors' estimates, as far as they are wanted and there are any."""
+        run = self.run
+        kept = run.store.get(run.key("node", self.source.index)) | {"images": x0}
+        needs = frozenset[str]().union(*(judge.needs for judge in self._judges()))
+        wanted = {need: kept[_kept_as(need)] for need in sorted(needs) if need.startswith(("images", "ancestor_images@")) and _kept_as(need) in kept}
+        pictures: dict[str, Tensor] = {}
+        reasons: dict[str, str] = {}
 
-        def decoded(pixels: Tensor | None, reason: str | None) -> None:
+        def decoded(need: str, pixels: Tensor | None, reason: str | None) -> None:
             if pixels is None:
-                self._value(self.key, Value(None, reason=reason))
+                reasons[need] = reason or "it could not be decoded"
+            else:
+                pictures[need] = pixels
+            if len(pictures) + len(reasons) < len(wanted):
+                return
+            if "images" in reasons:
+                self._value(self.key, Value(None, reason=reasons["images"]))
                 if self.collector is not None:
                     self.collector.skip()
                 self._end()
             else:
-                self._judge(x0, pixels)
+                self._judge(x0, pictures, reasons)
 
-        self.growth.batches.decode(Decode(self.run, self.run.bindings[None].model, x0, decoded))
+        if not wanted:
+            self._judge(x0, pictures, reasons)
+        for need, latent in wanted.items():
+            self.growth.batches.decode(Decode(run, run.bindings[None].model, latent, partial(decoded, need)))
 
-    def _judge(self, x0: Tensor, pixels: Tensor | None) -> None:
-        run, source = self.run, self.source
+    def _judge(self, x0: Tensor, pictures: dict[str, Tensor], reasons: Mapping[str, str]) -> None:
+        run, source, pixels = self.run, self.source, pictures.get("images")
         kept = run.store.get(run.key("node", source.index))
         ancestors = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
-        candidate = Candidate(run, self.node, source.level, kept["latent"], x0, pixels, ancestors)
+        candidate = Candidate(run, self.node, source.level, kept["latent"], x0, pictures, ancestors)
         judges = self._judges()
         self.open = len(judges)
         for judge in judges:
-            missing = [need for need in judge.needs if need.startswith("ancestor_x0@") and need not in ancestors]
+            missing = [need for need in sorted(judge.needs) if "@" in need and need not in (pictures if need.startswith("ancestor_images@") else ancestors)]
             then = partial(self._judged, judge, pixels)
             if missing:
                 if self.collector is not None and judge is self.verifier:
                     self.collector.skip()
-                then([Value(None, reason=f"{judge.name} compares with an estimate at sigma/alpha {missing[0].partition('@')[2]}, which this node has not reached")])
+                unreached = f"{judge.name} compares with an estimate at sigma/alpha {missing[0].partition('@')[2]}, which this node has not reached"
+                then([Value(None, reason=reasons.get(missing[0], unreached))])
             elif self.collector is not None and judge is self.verifier:
                 self.collector.add(candidate, then)
             else:

@@ -133,7 +133,7 @@ class Candidate:
     level: int
     latents: Tensor
     x0: Tensor
-    pixels: Tensor | None
+    pictures: dict[str, Tensor]  # by the need that asked for them
     ancestors: dict[str, Tensor]
 
 
@@ -160,10 +160,9 @@ class CandidateBatch:
         """(B, 3, H, W) in [0, 1]."""
         import torch
 
-        pixels = [row.pixels for row in self._rows]
-        if any(image is None for image in pixels):
+        if any("images" not in row.pictures for row in self._rows):
             raise UsageError("a verifier reads candidates.images but does not declare 'images' in its needs")
-        return torch.stack([image for image in pixels if image is not None])
+        return torch.stack([row.pictures["images"] for row in self._rows])
 
     @cached_property
     def x0(self) -> Tensor:
@@ -201,14 +200,21 @@ class CandidateBatch:
 
     def ancestor_x0(self, ratio: float) -> Tensor:
         """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`."""
+        return self._ancestors("ancestor_x0", ratio, [row.ancestors for row in self._rows])
+
+    def ancestor_images(self, ratio: float) -> Tensor:
+        """(B, 3, H, W) pictures of each row's ancestor at sigma/alpha `ratio`."""
+        return self._ancestors("ancestor_images", ratio, [row.pictures for row in self._rows])
+
+    def _ancestors(self, kind: str, ratio: float, kept: Sequence[dict[str, Tensor]]) -> Tensor:
         import torch
 
-        declared = {name for row in self._rows for name in row.ancestors if float(name.partition("@")[2]) == ratio}
-        name = next(iter(declared), f"ancestor_x0@{ratio:g}")
-        missing = [row.node.index for row in self._rows if name not in row.ancestors]
+        declared = {name for tensors in kept for name in tensors if name.startswith(f"{kind}@") and float(name.partition("@")[2]) == ratio}
+        name = next(iter(declared), f"{kind}@{ratio:g}")
+        missing = [row.node.index for row, tensors in zip(self._rows, kept, strict=True) if name not in tensors]
         if missing:
             raise UsageError(f"nodes {missing} have no ancestor estimate at sigma/alpha {ratio:g}: they are noisier, or the verifier does not declare {name!r}")
-        return torch.stack([row.ancestors[name] for row in self._rows])
+        return torch.stack([tensors[name] for tensors in kept])
 
 
 __all__ = ["Candidate", "CandidateBatch", "Chain", "Decode", "Estimate", "Evaluation", "Group", "Judgement", "Step"]

@@ -6,28 +6,38 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Aesthetic": "tsdiff.verifiers.aesthetic",
     "CallableVerifier": "tsdiff.treesearch.callables",
     "Clip": "tsdiff.verifiers.clip",
+    "ClipZeroShot": "tsdiff.verifiers.zero_shot",
     "Compositional": "tsdiff.verifiers.compositional",
     "Detection": "tsdiff.verifiers.compositional_detect",
+    "DinoClassifier": "tsdiff.verifiers.dino",
     "Ensemble": "tsdiff.verifiers.ensemble",
     "JpegCompressibility": "tsdiff.verifiers.programmatic",
     "JpegSize": "tsdiff.verifiers.programmatic",
     "Luminance": "tsdiff.verifiers.programmatic",
+    "PathStability": "tsdiff.verifiers.self_supervised",
+    "SelfSupervised": "tsdiff.verifiers.self_supervised",
     "Sharpness": "tsdiff.verifiers.programmatic",
     "TargetColor": "tsdiff.verifiers.programmatic",
     "TotalVariation": "tsdiff.verifiers.programmatic",
 }
 
 __all__ = [
+    "Aesthetic",
     "CallableVerifier",
     "Clip",
+    "ClipZeroShot",
     "Compositional",
     "Detection",
+    "DinoClassifier",
     "Ensemble",
     "JpegCompressibility",
     "JpegSize",
     "Luminance",
+    "PathStability",
+    "SelfSupervised",
     "Sharpness",
     "TargetColor",
     "TotalVariation",

@@ -7,12 +7,10 @@ whose self-supervised verifier is the cosine of the features of the clean estima
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.parameters import parameter
 from tsdiff.treesearch.protocols import Candidates, Need, Scores
 from tsdiff.verifiers.clip_files import Source
@@ -32,12 +30,9 @@ class _Consistency(Neural, ABC):
     model: str = parameter("", help="a folder, OWNER/NAME in the hub's cache; for clip also an open_clip name or config file")
     pretrained: str = parameter("", help="weights of an open_clip name or config file: a published tag, or a file")
     sigma: float = parameter(0.4, above=0.0, below=1.0, symbol="sigma", help="noise of the ancestor, of x = (1 - sigma) x0 + sigma eps")
-    decode: Callable[..., Any] | None = parameter(None, help="makes Media of clean latents: a loaded model's `decode`")  # noqa: RUF009 (a field)
 
     def _find(self) -> None:
         self._state["source"] = locate(self.features, str(self.model), str(self.pretrained), self.name)
-        if self.decode is None:
-            raise UsageError(f"{self.name}: decode is missing; it makes pictures of the ancestors' clean latents: decode=tsdiff.load_model(...).decode")
 
     def _load(self) -> FeatureNetwork:
         return load(self.source, self.name, self.dtype)
@@ -60,14 +55,13 @@ class _Consistency(Neural, ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The node's picture, and the ancestor's clean estimate, which the engine keeps in passing."""
-        return frozenset({"images", f"ancestor_x0@{self.ratio!r}"})
+        """The node's picture, and that of the ancestor's clean estimate, which the engine keeps in passing."""
+        return frozenset({"images", f"ancestor_images@{self.ratio!r}"})
 
     def score(self, candidates: Candidates) -> Scores:
         """Score pictures against their ancestors'; values are float32 (B,), differentiable. A row with a picture that is not finite fails alone."""
-        assert self.decode is not None
         images, finite = sighted(candidates.images)
-        before, was_finite = sighted(self.decode(candidates.ancestor_x0(self.ratio)).pixels)
+        before, was_finite = sighted(candidates.ancestor_images(self.ratio))
         return answered(self.values(images, before), finite & was_finite.to(finite.device))
 
     def values(self, images: Tensor, before: Tensor) -> Tensor:
@@ -81,7 +75,7 @@ class SelfSupervised(_Consistency):
     """How much a finished sample resembles what it promised to become at noise level sigma, in [-1, 1].
 
     The cosine, by CLIP or DINOv2, of the sample with the clean estimate of its ancestor at sigma (Ma et al. 2025, arXiv
-    2501.09732), which costs no network evaluation. Levels are matched by signal-to-noise ratio: sigma 0.4 of a flow is
+    2501.09732), which costs a decode and no network evaluation. Levels are matched by signal-to-noise ratio: sigma 0.4 of a flow is
     sigma/alpha = 0.667 on any schedule; the ancestor is the first level at least as clean. With so few steps that this is
     the last evaluation of a deterministic solver, its estimate is the sample, and every score 1.
 

@@ -70,6 +70,10 @@ class View:
         """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`."""
         return self._whole.ancestor_x0(ratio)[self._rows]
 
+    def ancestor_images(self, ratio: float) -> Tensor:
+        """(B, 3, H, W) pictures of each row's ancestor at sigma/alpha `ratio`."""
+        return self._whole.ancestor_images(ratio)[self._rows]
+
 
 def numbers_of(member: Verifier, numbers: Any, rows: int) -> Tensor:
     """A verifier's scores as float64 (B,) on the CPU, gradients kept; what is not finite is NaN.

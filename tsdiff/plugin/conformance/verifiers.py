@@ -57,6 +57,10 @@ class ExampleCandidates:
         """(B, ...), the same for every ratio."""
         return self.ancestors
 
+    def ancestor_images(self, ratio: float) -> Tensor:
+        """(B, 3, H, W), the negatives of `images` for every ratio."""
+        return 1.0 - self.images
+
     def __len__(self) -> int:
         return len(self.node_ids)
 
@@ -104,7 +108,7 @@ class VerifierConformance:
         assert verifier.name
         assert verifier.needs, "a verifier reads something"
         known = {"images", "x0", "latents", "levels", "conditions", "node_ids"}
-        assert all(need in known or need.startswith("ancestor_x0@") for need in verifier.needs), verifier.needs
+        assert all(need in known or need.startswith(("ancestor_x0@", "ancestor_images@")) for need in verifier.needs), verifier.needs
         assert verifier.scope in ("row", "set")
         assert verifier.latency in ("immediate", "pending")
         assert verifier.judges in ("any", "final")
