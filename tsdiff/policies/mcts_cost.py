@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
+from tsdiff.policies.mcts_rules import Rules
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.protocols import Setting
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 from tsdiff.treesearch.statistics import children_allowed, halving_schedule
-
-if TYPE_CHECKING:
-    from tsdiff.policies.mcts import MCTS
 
 
 class Prices:
@@ -24,7 +21,7 @@ class Prices:
       schedule, solver: of the search.
     """
 
-    def __init__(self, policy: MCTS, schedule: Schedule, solver: SolverInfo) -> None:
+    def __init__(self, policy: Rules, schedule: Schedule, solver: SolverInfo) -> None:
         self.policy = policy
         self.schedule = schedule
         self.solver = solver
@@ -72,7 +69,7 @@ class Bill:
     place open children of it. Which places are visited does.
     """
 
-    def __init__(self, policy: MCTS, setting: Setting) -> None:
+    def __init__(self, policy: Rules, setting: Setting) -> None:
         self.policy = policy
         self.setting = setting
         self.prices = Prices(policy, setting.schedule, setting.solver)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tsdiff.policies.mcts_rules import Rules
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.statistics import (
     Bounds,
@@ -29,8 +30,6 @@ from tsdiff.treesearch.statistics import (
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from tsdiff.policies.mcts import MCTS
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +95,7 @@ class SearchTree:
       rng: for Boltzmann and Gumbel selection.
     """
 
-    def __init__(self, rules: MCTS, depth: int, rng: np.random.Generator) -> None:
+    def __init__(self, rules: Rules, depth: int, rng: np.random.Generator) -> None:
         self.rules = rules
         self.depth = depth
         self.rng = rng

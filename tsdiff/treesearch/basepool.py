@@ -16,12 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tsdiff.treesearch.cache import cache_folder, cached_path, read_cached, write_cached
+from tsdiff.treesearch.cache import cached_path, read_cached, write_cached
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import SearchFailed
 from tsdiff.treesearch.ledger import EngineLedger, TreeLedger
+from tsdiff.treesearch.pools import KIND, name_of, pools
 from tsdiff.treesearch.protocols import (
-    CalibratedVerifier,
     Candidates,
     Condition,
     DiffusionModel,
@@ -29,7 +29,6 @@ from tsdiff.treesearch.protocols import (
     Pool,
     Scores,
     Search,
-    Setting,
     TreeView,
     Verifier,
 )
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
     from tsdiff.treesearch.plan import Plan
 
-KIND = "calibration"
 SEED = int.from_bytes(b"plain", "big")
 """Of the plain samples' noise: theirs alone, so that a table does not depend on a search's seeds."""
 
@@ -85,23 +83,6 @@ class Calibrated:
         }
 
 
-def pools(verifiers: Sequence[Verifier]) -> list[tuple[CalibratedVerifier, Pool]]:
-    """The verifiers that compare with plain samples, and with which."""
-    return [(one, one.pool) for one in verifiers if isinstance(one, CalibratedVerifier) and one.pool is not None]
-
-
-def announce(verifiers: Sequence[Verifier], setting: Setting, prompts: int) -> list[str]:
-    """What to tell the user before anything loads: one line for each verifier that compares with plain samples."""
-    lines = []
-    for verifier, pool in pools(verifiers):
-        cost = pool.cost(setting, prompts)
-        lines.append(
-            f"verifier {_name(verifier)} compares with plain samples: unless their scores are in {cache_folder() / KIND}, {pool.samples} samples are made "
-            f"first and scored at {len(pool.at(setting.schedule.last))} of {setting.schedule.last + 1} levels ({cost.nfe:,} NFE, {cost.decodes:,} decodes), beside the search's budget"
-        )
-    return lines
-
-
 def calibrate(plan: Plan, model: DiffusionModel, image: Tensor | None, watch: Callable[[Tree], None], progress: Callable[[], None]) -> tuple[Calibrated, ...]:
     """Give every verifier of a plan the plain samples' scores that it needs, from the cache or made now.
 
@@ -126,7 +107,7 @@ def calibrate(plan: Plan, model: DiffusionModel, image: Tensor | None, watch: Ca
             entry = read_cached(KIND, key)
         made = entry is None
         if entry is None:
-            entry, engine = _make(plan, model, image, _name(verifier), pool, watch, progress)
+            entry, engine = _make(plan, model, image, name_of(verifier), pool, watch, progress)
         verifier.calibrate(plan.schedule, {name: {int(level): column for level, column in columns.items()} for name, columns in entry["scores"].items()})
         if reason is None:
             path = cached_path(KIND, key)
@@ -136,13 +117,8 @@ def calibrate(plan: Plan, model: DiffusionModel, image: Tensor | None, watch: Ca
                 except OSError as error:
                     path, reason = None, f"{path} cannot be written ({error.strerror})"
         spent = TreeLedger(**entry["ledger"] | {"verifier_calls": Counter(entry["ledger"]["verifier_calls"])})
-        done.append(Calibrated(_name(verifier), pool.samples, pool.at(plan.schedule.last), made, path, reason, spent, engine))
+        done.append(Calibrated(name_of(verifier), pool.samples, pool.at(plan.schedule.last), made, path, reason, spent, engine))
     return tuple(done)
-
-
-def _name(verifier: Any) -> str:
-    name: str = verifier.name
-    return name
 
 
 # Making --------------------------------------------------------------------------------------------------------------
@@ -274,9 +250,9 @@ def _condition(condition: Condition) -> dict[str, Any]:
 def _verifier(verifier: Verifier) -> dict[str, Any]:
     """Class, options and weights."""
     if not dataclasses.is_dataclass(verifier):
-        raise _NoKeyError(f"verifier {_name(verifier)} is no dataclass, so that its content is unknown")
+        raise _NoKeyError(f"verifier {name_of(verifier)} is no dataclass, so that its content is unknown")
     cls = type(verifier)
-    options = {item.name: _content(f"{item.name} of verifier {_name(verifier)}", getattr(verifier, item.name)) for item in dataclasses.fields(verifier) if item.compare}
+    options = {item.name: _content(f"{item.name} of verifier {name_of(verifier)}", getattr(verifier, item.name)) for item in dataclasses.fields(verifier) if item.compare}
     return {"class": f"{cls.__module__}.{cls.__qualname__}", "options": options, "sha256": getattr(verifier, "sha256", None)}
 
 

@@ -11,12 +11,12 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tsdiff.treesearch.basepool import announce, pools
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.models import resolve_model
 from tsdiff.treesearch.noise import Given, Recipe, Torch
+from tsdiff.treesearch.pools import announce, pools
 from tsdiff.treesearch.protocols import (
     Allocator,
     Condition,

@@ -10,12 +10,13 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsdiff.treesearch.basepool import KIND, Calibrated, calibrate
+from tsdiff.treesearch.basepool import Calibrated, calibrate
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Forest
 from tsdiff.treesearch.noise import Recipe, Torch
 from tsdiff.treesearch.plan import Plan, prepare
+from tsdiff.treesearch.pools import KIND
 from tsdiff.treesearch.protocols import Allocator, Condition, DiffusionModel, Policy, Search, TreeView
 from tsdiff.treesearch.requests import Denoise, Draw, Score
 from tsdiff.treesearch.resolve import Verifiers

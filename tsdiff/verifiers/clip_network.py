@@ -6,46 +6,21 @@ Shapes: B images, d dimensions of the features' common space.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from tsdiff.treesearch.errors import TsdiffWarning, UsageError
+from tsdiff.verifiers import clip_open, clip_transformers
 from tsdiff.verifiers.clip_files import Source
+from tsdiff.verifiers.clip_towers import Towers
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
-
-    from tsdiff.verifiers.clip_images import Preprocessing
+    from torch import Tensor
 
 
 class PromptWarning(TsdiffWarning):
     """A prompt is longer than a text model can read."""
-
-
-@dataclass(frozen=True, eq=False)
-class Towers:
-    """The two halves of a contrastive model, weights loaded, as a library made them.
-
-    Attributes:
-      module: holds all weights.
-      encode_images: pixels as the network takes them (B, 3, h, w) -> features (B, d), not normalised.
-      encode_text: what `tokenize` gives, as keywords, of one prompt or several -> features (B, d), not normalised.
-      tokenize: a prompt -> its token numbers (1, L) and what else the text model takes, by the model's names for them,
-        and how many tokens had to be cut off.
-      preprocessing: from images in [0, 1] to what `encode_images` takes.
-      logit_scale: what trained models multiply cosines by (already exponentiated; 100 for OpenAI's).
-      logit_bias: what is added then; None for models without (CLIP), a number for SigLIP.
-    """
-
-    module: nn.Module
-    encode_images: Callable[[Tensor], Tensor]
-    encode_text: Callable[..., Tensor]
-    tokenize: Callable[[str], tuple[dict[str, Tensor], int]]
-    preprocessing: Preprocessing
-    logit_scale: float
-    logit_bias: float | None
 
 
 def load(source: Source, name: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> ClipNetwork:
@@ -55,8 +30,6 @@ def load(source: Source, name: str, dtype: Literal["float32", "float16", "bfloat
       UsageError: if the files do not make a model together.
       SetupError: if a part of the model is not on this machine.
     """
-    from tsdiff.verifiers import clip_open, clip_transformers
-
     if source.notice:
         warnings.warn(TsdiffWarning(f"{name}: {source.notice}"), stacklevel=4)
     library = clip_open if source.library == "open_clip" else clip_transformers

@@ -11,7 +11,7 @@ from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.verifiers.checkpoints import cached_file, check_weights, read_state_dict
 from tsdiff.verifiers.clip_files import Source
 from tsdiff.verifiers.clip_images import from_open_clip
-from tsdiff.verifiers.clip_network import Towers
+from tsdiff.verifiers.clip_towers import Towers
 from tsdiff.verifiers.libraries import quiet_libraries
 
 if TYPE_CHECKING:

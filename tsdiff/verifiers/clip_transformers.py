@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.verifiers.clip_files import Source
 from tsdiff.verifiers.clip_images import from_transformers
-from tsdiff.verifiers.clip_network import Towers
+from tsdiff.verifiers.clip_towers import Towers
 from tsdiff.verifiers.libraries import quiet_libraries
 from tsdiff.verifiers.transformers_folder import load_config, load_model, load_processor
 
