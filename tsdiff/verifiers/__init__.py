@@ -23,6 +23,7 @@ _HOMES = {
     "Sharpness": "tsdiff.verifiers.programmatic",
     "TargetColor": "tsdiff.verifiers.programmatic",
     "TotalVariation": "tsdiff.verifiers.programmatic",
+    "Value": "tsdiff.verifiers.value",
 }
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Sharpness",
     "TargetColor",
     "TotalVariation",
+    "Value",
 ]
 
 

@@ -131,7 +131,7 @@ def fit(
     def predict(rows: Tensor) -> Tensor:
         return network.standard(inputs[rows].to(device), snr[rows].to(device), table[places[rows]].to(device))
 
-    targets = ((scores - network.score_mean.double().cpu()) / network.score_std.double().cpu()).float()
+    targets = ((scores - network.score_mean.cpu().double()) / network.score_std.cpu().double()).float()
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         best = _train(network, predict, targets, fitted, parts["stopping"], steps, seed, progress)
         held_out = _judge(examples, parts["held_out"], lambda rows: _all(predict, rows), scores, snr)
