@@ -19,7 +19,7 @@ from tsdiff.treesearch.runfile import JOURNAL
 QUICK = QuickDisk()
 
 
-def record(folder: Path, *searches: Any, disk: Disk = QUICK, sync_seconds: float = 0.0, **options: Any) -> Grown:
+def record(folder: Path, *searches: Any, disk: Disk = QUICK, sync_seconds: float = 0.0, segment_bytes: int = 1 << 20, **options: Any) -> Grown:
     """Run searches, recorded in `folder/0`, `folder/1`, ...; what is there is repeated."""
     options.setdefault("limits", Limits(deterministic=True, network=4))
     numbers: dict[int, int] = {}
@@ -29,7 +29,7 @@ def record(folder: Path, *searches: Any, disk: Disk = QUICK, sync_seconds: float
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    recorder = FileRecorder(place, lambda run: {"seed": run.tree.seed}, sync_seconds=sync_seconds, disk=disk)
+    recorder = FileRecorder(place, lambda run: {"seed": run.tree.seed}, sync_seconds=sync_seconds, disk=disk, segment_bytes=segment_bytes)
     try:
         return grow(*searches, recorder=recorder, **options)
     finally:

@@ -16,7 +16,8 @@ from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import BudgetExhausted, UsageError
 from tsdiff.treesearch.journal import JournalReader
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Release, Renoise, Score
-from tsdiff.treesearch.runfile import JOURNAL
+from tsdiff.treesearch.runfile import JOURNAL, SEGMENTS
+from tsdiff.treesearch.segmentfile import segment_numbers
 
 
 def records(folder: Path) -> list[dict]:
@@ -144,6 +145,36 @@ def test_closed_nodes_are_read_from_the_run_and_not_written_twice(tmp_path):
     assert len(grown.latents[0]) == 41
     again = record(tmp_path, wide)
     assert all(torch.equal(again.latents[0][i], latent) for i, latent in grown.latents[0].items())
+
+
+def climbing(tree):
+    """A chain that gives up every node that it has left."""
+    nodes = yield Draw(2)
+    for _ in range(6):
+        further = yield Denoise(nodes, to=4)
+        yield Release(nodes)
+        nodes = yield Renoise(further, to=1)
+        yield Release(further)
+    leaves = yield Denoise(nodes, to=tree.schedule.last)
+    yield Score(leaves)
+    return tree.best()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_disk_holds_what_is_wanted(tmp_path, keep):
+    options = {"keep": keep, "segment_bytes": 800}
+    record(tmp_path / "whole", climbing, **options)
+    whole = recorded_bytes(record(tmp_path / "once more", climbing, **options))
+    numbers = segment_numbers(tmp_path / "whole" / "0" / SEGMENTS)
+    assert numbers[-1] > 8
+    assert (len(numbers) == numbers[-1] + 1) == keep
+    assert keep or len(numbers) < 6
+    for at in range(3, 400, 23):
+        disk = FaultyDisk(at, "power", seed=at)
+        try:
+            record(tmp_path / str(at), climbing, disk=disk, sync_seconds=1e9 if at % 2 else 0.0, **options)
+        except Killed:
+            assert recorded_bytes(record(tmp_path / str(at), climbing, **options)) == whole, at
 
 
 class Person(Jury):

@@ -16,11 +16,12 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Await
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Node, Value
-from tsdiff.treesearch.records import Recorded, Refusal, effect_to_json, node_to_json, request_to_json, restore, stored
+from tsdiff.treesearch.records import Reader, Recorded, Refusal, effect_to_json, node_to_json, request_to_json, restore, stored
 from tsdiff.treesearch.requests import Request
 from tsdiff.treesearch.run import Effect, Group, Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape
 from tsdiff.treesearch.segmentfile import Place
+from tsdiff.treesearch.segments import SEGMENT_BYTES
 from tsdiff.treesearch.strictjson import encode
 
 COUNTS = ("rows", "padding", "probe", "retried", "lost", "batches")
@@ -59,6 +60,7 @@ class FileRecorder:
       opened: told when a run's journal is open, and found to be that run's.
       disk: through which files are changed.
       sync_seconds: how long a group may wait before it would survive a power cut; every group survives the process.
+      segment_bytes: size from which a new segment is begun.
 
     Attributes:
       ledger: the engine's, which goes on where an interruption left it.
@@ -72,13 +74,13 @@ class FileRecorder:
         *,
         disk: Disk = LOCAL,
         sync_seconds: float = SYNC_SECONDS,
+        segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
         self.ledger = EngineLedger()
         self._folder = folder
         self._about = about
         self._opened = opened
-        self._disk = disk
-        self._sync_seconds = sync_seconds
+        self._options: dict[str, Any] = {"disk": disk, "sync_seconds": sync_seconds, "segment_bytes": segment_bytes}
         self._files: dict[Path, RunFile] = {}
         self._desks: dict[int, _Desk] = {}
         self._before = dict.fromkeys(COUNTS, 0)
@@ -87,7 +89,7 @@ class FileRecorder:
         """Open the tree's run folder."""
         folder = self._folder(run)
         if folder not in self._files:
-            self._files[folder] = RunFile(folder, self._about(run), disk=self._disk, sync_seconds=self._sync_seconds)
+            self._files[folder] = RunFile(folder, self._about(run), **self._options)
             self._go_on(self._files[folder].engine)
         self._opened(run)
         file = self._files[folder]
@@ -129,6 +131,8 @@ class FileRecorder:
                 desk.pending = []
         for file, records in written.items():
             file.commit(records)
+        for group in groups:
+            self._sweep(self._desks[id(group.run)].file, group.run)
 
     def answer(self, run: Run, node: Node, key: str, value: Value) -> None:
         """Write an answer at once: it cannot be asked for again."""
@@ -211,6 +215,12 @@ class FileRecorder:
         places = file.store(name, effect.tensors)  # type: ignore[arg-type]
         run.store.refer(key, stored(file.segment_folder, places))
         return places
+
+    def _sweep(self, file: RunFile, run: Run) -> None:
+        """Give back the disk space of nodes that were given up, segment by segment, where they are not to be kept."""
+        if run.tree.line == "search" and not run.keep and file.full_segments:
+            readers = (reader for known in run.store.referred() for reader in known.values())
+            file.sweep({reader.place.segment for reader in readers if isinstance(reader, Reader) and reader.folder == file.segment_folder})
 
     def _engine(self) -> dict[str, int]:
         return {name: getattr(self.ledger, name) for name in COUNTS}

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,9 +149,15 @@ def effect_to_json(effect: Effect, places: Mapping[str, Place]) -> dict[str, Any
 
 def stored(folder: Path, places: Mapping[str, Place]) -> Stored:
     """Tensors of segments, for a store."""
-    readers: dict[str, Callable[[], Tensor]] = {name: partial(_read, folder, place) for name, place in places.items()}
-    return Stored(readers)
+    return Stored({name: Reader(folder, place) for name, place in places.items()})
 
 
-def _read(folder: Path, place: Place) -> Tensor:
-    return read(folder, place)[1].tensor()
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads a tensor of a segment when it is called."""
+
+    folder: Path
+    place: Place
+
+    def __call__(self) -> Tensor:
+        return read(self.folder, self.place)[1].tensor()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class RunFile:
     ) -> None:
         self.folder = folder
         self.users = 0
+        self._swept = 0
         self._sync_seconds = sync_seconds
         self._segments: Segments | None = None
         self._journal = Journal.open(folder / JOURNAL, dict(about), disk=disk)
@@ -82,6 +83,22 @@ class RunFile:
         self._journal.commit([*records[:-1], last], sync=sync)
         if sync:
             self._synced_at = time.monotonic()
+
+    @property
+    def full_segments(self) -> bool:
+        """Whether a segment has been filled since `sweep` was called last."""
+        assert self._segments is not None
+        return self._segments.end[0] > self._swept
+
+    def sweep(self, wanted: Container[int]) -> None:
+        """Remove full segments of which nothing is wanted any more; what no longer wants them must have been committed."""
+        assert self._segments is not None
+        self._segments.sync()
+        self._journal.sync()
+        self._swept = self._segments.end[0]
+        for number in segment_numbers(self.segment_folder):
+            if number < self._swept and number not in wanted:
+                self._segments.discard(number)
 
     def close(self) -> None:
         """Close the files; closing twice is fine."""

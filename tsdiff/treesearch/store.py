@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +82,10 @@ class Store:
         """What is kept under a key is (also) on disk elsewhere, so that a spill need not write it."""
         if stored:
             self._stored[key] = stored
+
+    def referred(self) -> Iterator[Stored]:
+        """All that is (also) on disk elsewhere and may be asked for."""
+        return iter(self._stored.values())
 
     def get(self, key: Hashable) -> dict[str, Tensor]:
         """The tensors of a key, on the device. Raises KeyError if there are none."""
