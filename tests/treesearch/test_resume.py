@@ -22,6 +22,7 @@ from tsdiff.policies.dts import DTS
 from tsdiff.treesearch.durable import status
 from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.journal import JournalReader
+from tsdiff.treesearch.requests import Draw
 from tsdiff.treesearch.resume import planned
 from tsdiff.treesearch.runfile import JOURNAL
 from tsdiff.treesearch.search import execute, prepare
@@ -84,7 +85,7 @@ def drill(tmp_path, step, fault="killed", **options):
             with pytest.raises(UsageError, match="not a run folder"):
                 go_on(folder)
         shutil.rmtree(tmp_path / "cut")
-    assert done > 2
+    assert done > 1
     return done
 
 
@@ -103,17 +104,17 @@ SEARCHES = {
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_killed_at_changes_of_its_files_a_search_goes_on_to_the_same_bytes(tmp_path, name):
-    drill(tmp_path, STEP or 19, **SEARCHES[name])
+    drill(tmp_path, STEP or 29, **SEARCHES[name])
 
 
 @pytest.mark.parametrize("fault", ["power", "full"])
 def test_after_a_power_cut_or_a_full_disk_too(tmp_path, fault):
-    drill(tmp_path, STEP or 23, fault, policy="beam", policy_options={"width": 2, "branch": 2}, solver="dpm++2m")
+    drill(tmp_path, STEP or 31, fault, policy="beam", policy_options={"width": 2, "branch": 2}, solver="dpm++2m")
 
 
 def test_groups_that_were_not_synced_may_go_but_not_wrong(tmp_path):
     options = {"policy": "beam", "policy_options": {"width": 2, "branch": 2}, "sync_seconds": 1e9}
-    drill(tmp_path, STEP or 17, "power", **options)
+    drill(tmp_path, STEP or 29, "power", **options)
     drill(tmp_path / "killed", STEP or 41, "killed", **options)
 
 
@@ -228,6 +229,38 @@ def test_arguments_changed_by_hand_do_not_continue_another_run(half, tmp_path):
         tsdiff.resume(copy)
     with pytest.raises(UsageError, match="is not the folder of a run"):
         tsdiff.resume(copy / "nowhere")
+
+
+def test_a_policy_that_goes_another_way_is_named_and_harms_nothing(half, tmp_path, monkeypatch):
+    from tsdiff.policies.beam import Beam
+
+    def another_way(self, tree):
+        yield Draw(5)
+
+    copy = copied(half, tmp_path)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != "lock"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Beam, "search", another_way)
+        with pytest.raises(UsageError, match=r'policy beam asks \{"kind":"Draw","count":5\} where it asked \{"kind":"Draw","count":2\} before \(line 2 of '):
+            tsdiff.resume(copy)
+    assert (copy / JOURNAL).read_bytes().startswith(before[copy / JOURNAL])
+    assert status(copy) == "running"
+    go_on(copy)
+    assert derived(copy) == half[1]
+
+
+def test_a_damaged_tensor_is_named_and_never_used(half, tmp_path):
+    copy = copied(half, tmp_path)
+    (segment,) = (copy / "latents").iterdir()
+    data = bytearray(segment.read_bytes())
+    for at in range(64, len(data), 64):
+        data[at] ^= 1
+    segment.write_bytes(data)
+    journal = (copy / JOURNAL).read_bytes()
+    with pytest.raises(UsageError, match="is lost: "):
+        tsdiff.resume(copy)
+    assert (copy / JOURNAL).read_bytes().startswith(journal)
+    assert status(copy) != "done"
 
 
 def test_one_process_at_a_time(half, tmp_path):
@@ -363,21 +396,29 @@ def test_a_search_without_a_folder_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_real_kill(tmp_path):
-    script = (
-        "import tsdiff, sys, time\n"
-        f"tsdiff.search('gaussian', {PROMPT!r}, policy='beam', policy_options={{'width': 2, 'branch': 2}}, steps=40, deterministic=True,"
-        " out=sys.argv[1], callback=lambda progress: time.sleep(0.01))\n"
-    )
-    options = {**BEAM, "steps": 40, "max_batch": None}
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "cut")])
+def test_real_kills(tmp_path):
+    """One search, killed again and again at moments that nobody has chosen."""
+    script = """
+import sys, time, tsdiff
+slow = lambda progress: time.sleep(0.005)
+if sys.argv[2] == "begin":
+    options = {"policy": "beam", "policy_options": {"width": 2, "branch": 2}, "steps": 40, "deterministic": True}
+    tsdiff.search("gaussian", sys.argv[3], out=sys.argv[1], callback=slow, **options)
+else:
+    tsdiff.resume(sys.argv[1] + "/run-0001", callback=slow)
+"""
     folder = tmp_path / "cut" / "run-0001"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not ((folder / JOURNAL).exists() and (folder / JOURNAL).stat().st_size > 20_000):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert status(folder) == "running"
+    journal = folder / JOURNAL
+    for word, grown in [("begin", 15_000), ("go on", 8_000)]:
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "cut"), word, PROMPT])
+        size = journal.stat().st_size if journal.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size > size + grown):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert status(folder) == "running"
+    assert journal.stat().st_size > 23_000
     go_on(folder)
-    begin(tmp_path / "whole", **options)
+    begin(tmp_path / "whole", **{**BEAM, "steps": 40, "max_batch": None})
     assert derived(folder) == derived(tmp_path / "whole" / "run-0001")

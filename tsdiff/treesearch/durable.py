@@ -18,13 +18,14 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.plan import Plan
 from tsdiff.treesearch.protocols import Allocator
+from tsdiff.treesearch.results import Failure
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import different, discard_segments
 from tsdiff.treesearch.runfolder import FORMAT, environment, read_json, slug, write_image, write_json, write_latents
 from tsdiff.treesearch.strictjson import decode, encode
 
 if TYPE_CHECKING:
-    from tsdiff.treesearch.results import Failure, Result
+    from tsdiff.treesearch.results import Result
 
 RUN, INDEX, LOCK = "run.json", "index.json", "lock"
 
@@ -97,14 +98,14 @@ class RunFolders:
         return self._about(self.places[id(run)])
 
     def finish(self, place: Place, outcome: Result | Failure) -> None:
-        """Write what came of a run; its tensors are not needed any more."""
+        """Write what came of a run; the tensors of one that is done are not needed any more."""
         folder = self.path(place)
         self._open.discard(place)
-        if hasattr(outcome, "write"):
-            outcome.write(folder, facts=self._facts(place), disk=self.disk)
-        else:
+        if isinstance(outcome, Failure):
             self._run(place, {"status": "failed", "error": outcome.message})
-        self.tidy(place)
+        else:
+            outcome.write(folder, facts=self._facts(place), disk=self.disk)
+            self.tidy(place)
 
     def tidy(self, place: Place) -> None:
         """Remove the tensors of a run that is done: what is kept of them is in its `latents.safetensors`."""

@@ -29,9 +29,10 @@ from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import derive, normals
 from tsdiff.treesearch.protocols import Condition, DiffusionModel, Encoded, NullRecorder, Recorder, Sampler
 from tsdiff.treesearch.quote import Quote
-from tsdiff.treesearch.records import Recorded, Refusal
+from tsdiff.treesearch.records import Diverged, Recorded, Refusal
 from tsdiff.treesearch.requests import Draw, Release, Request
 from tsdiff.treesearch.run import Run, flatten
+from tsdiff.treesearch.segmentfile import DamagedRecord
 from tsdiff.treesearch.stopwatch import Stopwatch
 from tsdiff.treesearch.store import Store
 from tsdiff.treesearch.work import Decode
@@ -201,7 +202,7 @@ class Engine:
                 recorded = self.recorder.recorded(run, request)
                 if isinstance(recorded, Recorded):
                     reply = self._repeat(run, request, recorded)
-            except UsageError as divergence:
+            except Diverged as divergence:
                 self._end(run, divergence)
                 return
             if isinstance(recorded, Refusal):
@@ -209,6 +210,9 @@ class Engine:
             elif recorded is None:
                 try:
                     self._grant(run, request)
+                except DamagedRecord as damage:
+                    self._end(run, damage)
+                    return
                 except (BudgetExhausted, UsageError) as refusal:
                     self.recorder.refuse(run, request, refusal)
                     error = refusal
@@ -216,7 +220,7 @@ class Engine:
     def _repeat(self, run: Run, request: Request, recorded: Recorded) -> Any:
         """Carry out a request as it was written down, at no cost; returns its reply.
 
-        The nodes are made again by the ordinary handlers; what the work gave is taken from the record. Raises UsageError
+        The nodes are made again by the ordinary handlers; what the work gave is taken from the record. Raises `Diverged`
         if other nodes were written down.
         """
         known = len(run.tree.nodes)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk
-from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Await
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Node, Value
-from tsdiff.treesearch.records import Reader, Recorded, Refusal, effect_to_json, node_to_json, request_to_json, restore, stored
+from tsdiff.treesearch.records import UNREPEATABLE, Diverged, Reader, Recorded, Refusal, effect_to_json, node_to_json, request_to_json, restore, stored
 from tsdiff.treesearch.requests import Request
 from tsdiff.treesearch.run import Effect, Group, Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape
@@ -36,7 +35,6 @@ class _Desk:
       nodes: how many nodes have been written down.
       pending: records that go with the next group.
       heard: answers that are written down already.
-      broken: whether the record and the policy disagree: nothing more is written.
     """
 
     def __init__(self, run: Run, file: RunFile) -> None:
@@ -48,7 +46,6 @@ class _Desk:
         self.pending: list[dict[str, Any]] = []
         self.heard: set[tuple[int, str]] = set()
         self.ended = self.tape is not None and self.tape.end is not None
-        self.broken = False
 
 
 class FileRecorder:
@@ -110,8 +107,7 @@ class FileRecorder:
         record, where = found
         asked = request_to_json(request)
         if encode(asked) != encode(record["request"]):
-            desk.broken = True
-            raise UsageError(
+            raise Diverged(
                 f"{run.name} asks {_short(asked)} where it asked {_short(record['request'])} before ({where}); continue the run with the policy and the tsdiff that began it"
             )
         if run.tree.heard is not None:
@@ -160,12 +156,11 @@ class FileRecorder:
     def end(self, run: Run) -> None:
         """Write that a tree has ended; its file is closed when no other tree uses it."""
         desk = self._desks.pop(id(run))
-        if desk.tape is not None and not desk.broken and run.error is None and (rest := desk.tape.next()) is not None:
-            desk.broken = True
-            run.answer, run.error = None, UsageError(f"{run.name} ended where it asked {_short(rest[0]['request'])} before ({rest[1]}); continue the run with the policy and the tsdiff that began it")
+        if desk.tape is not None and run.error is None and (rest := desk.tape.next()) is not None:
+            run.answer, run.error = None, Diverged(f"{run.name} ended where it asked {_short(rest[0]['request'])} before ({rest[1]}); continue the run with the policy and the tsdiff that began it")
         if run.done and desk.tape is not None and desk.tape.end is not None:
             restore(run.tree.ledger, desk.tape.end["ledger"])  # with the answer's decode
-        if not (desk.broken or desk.ended):
+        if not desk.ended and not isinstance(run.error, UNREPEATABLE):
             end = {
                 "answer": None if run.answer is None else run.answer.index,
                 "truncated": run.truncated,

@@ -21,11 +21,19 @@ from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import Recipe, recipe_to_json
 from tsdiff.treesearch.requests import Gather
 from tsdiff.treesearch.run import Effect
-from tsdiff.treesearch.segmentfile import Place, read
+from tsdiff.treesearch.segmentfile import DamagedRecord, Place, read
 from tsdiff.treesearch.store import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Diverged(UsageError):
+    """A policy asks something else than it did before the interruption."""
+
+
+UNREPEATABLE = (Diverged, DamagedRecord)
+"""Why a run cannot go on although nothing is wrong with the search itself: its files stay as they are."""
 
 
 def request_to_json(request: Any) -> Any:
@@ -109,12 +117,12 @@ class Recorded:
         return price
 
     def require(self, made: Sequence[Node]) -> None:
-        """Raise a UsageError unless these are the nodes that the request made."""
+        """Raise `Diverged` unless these are the nodes that the request made."""
         ids = [f"{node.id:032x}" for node in made]
         known = [node["id"] for node in self.record["nodes"]]
         if ids != known:
             first = next((i for i, (one, other) in enumerate(zip(ids, known, strict=False)) if one != other), min(len(ids), len(known)))
-            raise UsageError(
+            raise Diverged(
                 f"{self.where} made {len(known)} nodes, and making them again gives {len(ids)}, different from the {first + 1}. on; continue it with the tsdiff that began it"
             )
 

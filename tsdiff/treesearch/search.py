@@ -23,6 +23,7 @@ from tsdiff.treesearch.plan import Plan, prepare
 from tsdiff.treesearch.pools import KIND
 from tsdiff.treesearch.protocols import Allocator, Condition, DiffusionModel, Policy, Search, TreeView
 from tsdiff.treesearch.recorder import FileRecorder
+from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.requests import Denoise, Draw, Score
 from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.results import Failure, Result, Results, to_pil
@@ -317,6 +318,10 @@ class _Collector:
     def _assemble(self, place: tuple[int, int], parts: Mapping[str, Run]) -> None:
         searched, plain = parts["search"], parts.get("baseline")
         condition, seed = searched.tree.condition, searched.tree.seed
+        for run in parts.values():
+            if isinstance(run.error, UNREPEATABLE):  # its files stay as they are
+                self.failures[place] = Failure(condition.label, seed, run.error)
+                return
         if searched.answer is None:
             error = searched.error or UsageError(f"{searched.name} ended without an answer")
             self.failures[place] = Failure(condition.label, seed, error)
