@@ -28,9 +28,14 @@ COMMANDS = {
     "plan": "Show what a search would cost, without running it.",
     "list": "List policies, verifiers, models, solvers and suites.",
     "describe": "Explain a policy, verifier, model, solver or suite.",
+    "score": "Score image files.",
+    "verifiers": "Check that a verifier works: its weights, scores and speed.",
+    "predict-curve": "Show how early a verifier tells which sample will be the best.",
+    "hacking-report": "Show whether searches please their verifier only.",
+    "fit-value": "Fit a verifier that ranks nodes early to saved trees.",
     "doctor": "Check this installation.",
 }
-"""Module of `tsdiff.cli` -> the first line of its help, kept here so that the group's help imports no command."""
+"""Command (its module of `tsdiff.cli` has underscores for hyphens) -> the first line of its help, kept here so that the group's help imports no command."""
 
 
 @dataclass
@@ -57,7 +62,7 @@ class App(click.Group):
         """Import one command."""
         if name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"tsdiff.cli.{name}").command
+        command: click.Command = import_module(f"tsdiff.cli.{name.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tsdiff.cli.output import coloured, number, say
+from tsdiff.treesearch.terminal import drawn
 
 if TYPE_CHECKING:
     from tsdiff.treesearch.search import Progress
@@ -61,7 +62,7 @@ def _bar(loading: str) -> Iterator[Callback]:
         rich_progress.TextColumn("{task.fields[count]}"),
         rich_progress.TimeRemainingColumn(),
     )
-    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar, drawn(bar.stop, bar.start):
         task = bar.add_task(loading, total=None, count="")
 
         def update(state: Progress) -> None:
