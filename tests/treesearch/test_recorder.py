@@ -87,6 +87,26 @@ def test_any_prefix_goes_on_to_the_same_tree(tmp_path, options):
         assert recorded_bytes(record(copy, search, ok=False, **options)) == whole, keep
 
 
+def test_the_engine_counts_on_where_it_was(tmp_path):
+    """Over all processes together, and each row once, however often a journal is opened."""
+    limits = Limits(deterministic=True, network=4)
+    options = {"limits": limits, "seeds": [0, 1, 2, 3]}
+    whole = record(tmp_path / "whole", *[sample] * 4, **options)
+    before = []
+    for at in range(5, 200, 30):
+        folder, first, then = tmp_path / str(at), Hooked(), Hooked()
+        try:
+            record(folder, *[sample] * 4, disk=FaultyDisk(at, "killed"), model=first, **options)
+        except Killed:
+            again = record(folder, *[sample] * 4, model=then, **options)
+            ledger = again.engine.ledger
+            assert sum(run.tree.ledger.rows for run in again.runs) == sum(run.tree.ledger.rows for run in whole.runs)
+            assert ledger.network_rows <= first.seen + then.seen
+            assert ledger.network_rows - then.seen >= 0
+            before.append(ledger.network_rows - then.seen)
+    assert any(before)
+
+
 def test_another_policy_is_told_at_the_first_difference(tmp_path):
     record(tmp_path, script, eta=1.0, nfe=40)
 

@@ -80,6 +80,7 @@ class FileRecorder:
         self._options: dict[str, Any] = {"disk": disk, "sync_seconds": sync_seconds, "segment_bytes": segment_bytes}
         self._files: dict[Path, RunFile] = {}
         self._desks: dict[int, _Desk] = {}
+        self._seen: set[Path] = set()
         self._before = dict.fromkeys(COUNTS, 0)
 
     def begin(self, run: Run) -> None:
@@ -87,7 +88,9 @@ class FileRecorder:
         folder = self._folder(run)
         if folder not in self._files:
             self._files[folder] = RunFile(folder, self._about(run), **self._options)
-            self._go_on(self._files[folder].engine)
+            if folder not in self._seen:  # what this process wrote itself is on its ledger already
+                self._seen.add(folder)
+                self._go_on(self._files[folder].engine)
         self._opened(run)
         file = self._files[folder]
         file.users += 1
