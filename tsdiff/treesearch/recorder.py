@@ -15,7 +15,18 @@ from tsdiff.treesearch.disk import LOCAL, Disk
 from tsdiff.treesearch.forest import Await
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Node, Value
-from tsdiff.treesearch.records import UNREPEATABLE, Diverged, Reader, Recorded, Refusal, effect_to_json, node_to_json, request_to_json, restore, stored
+from tsdiff.treesearch.records import (
+    UNREPEATABLE,
+    Diverged,
+    Reader,
+    Recorded,
+    Refusal,
+    effect_to_json,
+    node_to_json,
+    request_to_json,
+    restore,
+    stored,
+)
 from tsdiff.treesearch.requests import Request
 from tsdiff.treesearch.run import Effect, Group, Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape
