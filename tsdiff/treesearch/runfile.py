@@ -195,6 +195,7 @@ def discard_segments(folder: Path, disk: Disk) -> None:
     try:
         for number in segment_numbers(segments):
             disk.remove(segment_path(segments, number))
+        disk.sync_folder(segments)
         segments.rmdir()
         disk.sync_folder(folder)
     except OSError as error:
