@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tsdiff.treesearch.imports import prepare_torchvision
     from tsdiff.treesearch.protocols import Condition
     from tsdiff.treesearch.results import Result, Results
+    from tsdiff.treesearch.resume import resume
     from tsdiff.treesearch.search import Progress, search
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "UsageError": "tsdiff.treesearch.errors",
     "load_model": "tsdiff.diffusion.loading",
     "prepare_torchvision": "tsdiff.treesearch.imports",
+    "resume": "tsdiff.treesearch.resume",
     "search": "tsdiff.treesearch.search",
 }
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "UsageError",
     "load_model",
     "prepare_torchvision",
+    "resume",
     "search",
 ]
 __version__ = "0.1.0"

@@ -223,16 +223,21 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert process.wait() == 1
 
 
-def test_ctrl_c_stops_a_search_with_130_and_keeps_what_is_finished(tmp_path):
-    process = subprocess.Popen(
-        (*PROGRAM, "search", "--seed", "0-4000", "--out", str(tmp_path), "--steps", "50"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+def test_ctrl_c_stops_a_search_with_130_and_the_same_command_goes_on(tmp_path):
+    command = ("search", "--seed", "0-9", "--out", str(tmp_path), "--policy", "best-of-n", "-P", "n=4", "--no-baseline")
+    process = subprocess.Popen((*PROGRAM, *command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("run-*/*/run.json")):
+    while time.monotonic() < deadline and not list(tmp_path.glob("run-*/*/best.png")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
+    folder = tmp_path / "run-0001"
     assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1] == f"interrupted: what was finished is in {tmp_path}"
+    assert err.splitlines()[-1] == f"interrupted: what was done is kept; continue with: tsdiff resume {folder}"
+    assert "finishing the batch" in err
     assert "Traceback" not in err
-    assert list(tmp_path.glob("run-*/*/best.png"))
+    assert json.loads((folder / "index.json").read_text())["status"] == "interrupted"
+    again = run(*command, "--json")
+    assert f"continuing {folder}, which was interrupted" in again.stderr
+    assert len(again.stdout.splitlines()) == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["run-0001"]

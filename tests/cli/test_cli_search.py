@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -143,7 +144,7 @@ def test_an_out_folder_that_cannot_be_written_fails_before_the_search(tsdiff, tm
 def replace_execute(monkeypatch, change):
     """Let `execute` run, then change its results."""
     execute = search_module.execute
-    monkeypatch.setattr(search_module, "execute", lambda plan, callback=None: change(execute(plan, callback=callback)))
+    monkeypatch.setattr(search_module, "execute", lambda plan, **options: change(execute(plan, **options)))
 
 
 def with_failure(results: Results, *, keep: bool) -> Results:
@@ -183,13 +184,14 @@ def test_an_answer_without_score_is_incomplete_and_said_so(tsdiff, monkeypatch):
 
 
 def test_an_interruption_exits_130_and_names_what_is_kept(tsdiff, monkeypatch):
-    def interrupt(*_, **__):
+    def interrupt(*_, begun, **__):
+        begun(Path("kept/run 1"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(search_module, "execute", interrupt)
     result = tsdiff("search", "--out", "kept")
     assert result.exit_code == 130
-    assert "interrupted: what was finished is in kept" in result.stderr
+    assert "interrupted: what was done is kept; continue with: tsdiff resume 'kept/run 1'" in result.stderr
 
 
 def test_a_bug_is_one_line_and_a_traceback_only_with_debug(tsdiff, monkeypatch):

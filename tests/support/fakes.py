@@ -157,6 +157,7 @@ class Grown:
     models: list[Hooked]
     runs: list[Run]
     latents: list[dict[int, Tensor]] = field(default_factory=list)
+    spilled: int = 0
 
     @property
     def run(self) -> Run:
@@ -205,6 +206,8 @@ def grow(
     schedule = model.schedule(info, steps, None)
     store = Store("cpu", host_limit=limits.host_bytes, device_limit=limits.device_bytes)
     engine = Engine(limits, store, recorder=recorder, expected_rows=expected_rows)
+    if hasattr(recorder, "ledger"):
+        recorder.ledger = engine.ledger
     latents: dict[int, dict[int, Tensor]] = {}
 
     def ended(run: Run) -> None:
@@ -223,9 +226,9 @@ def grow(
     try:
         engine.run()
     finally:
-        left = set(store._entries) | set(store._disk)
+        left = set(store._entries) | set(store._disk) | set(store._stored)
         store.close()
-    grown = Grown(engine, [model, *helpers.values()], runs, [latents[id(run)] for run in runs])
+    grown = Grown(engine, [model, *helpers.values()], runs, [latents[id(run)] for run in runs], store.spilled_bytes)
     for run in runs:
         if ok and run.error is not None:
             raise run.error

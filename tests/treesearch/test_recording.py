@@ -6,18 +6,19 @@ import pytest
 from fakes import Hooked, Judge, Jury, RandomSearch, grow, sample
 
 from tsdiff.treesearch.errors import BudgetExhausted, UsageError
+from tsdiff.treesearch.protocols import NullRecorder
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Release, Renoise, Score
 
 
-class Recording:
+class Recording(NullRecorder):
     """Writes down the order of events."""
 
     def __init__(self):
         self.events = []
         self.open = set()
 
-    def replay(self, tree):
-        self.events.append(("replay", tree, None))
+    def begin(self, run):
+        self.events.append(("begin", run.tree, None))
 
     def commit(self, groups):
         assert groups
@@ -26,11 +27,14 @@ class Recording:
             assert group.parent is None
             self.events.append(("commit", group.run.tree, group.request))
 
-    def answer(self, tree, node, verifier, score):
-        self.events.append(("answer", tree, (node, verifier, score)))
+    def answer(self, run, node, key, value):
+        self.events.append(("answer", run.tree, (node, key, value)))
 
-    def refuse(self, tree, request, why):
-        self.events.append(("refuse", tree, (request, why)))
+    def refuse(self, run, request, why):
+        self.events.append(("refuse", run.tree, (request, str(why))))
+
+    def end(self, run):
+        self.events.append(("end", run.tree, None))
 
 
 def watched(search, recorder):
@@ -62,8 +66,9 @@ def test_a_group_is_committed_before_its_reply(together):
     grown = grow(*searches, eta=1.0, nfe=25, recorder=recorder, seeds=list(range(together)))
     for run in grown.runs:
         mine = [(kind, what) for kind, tree, what in recorder.events if tree is run.tree]
-        assert [kind for kind, _ in mine[:2]] == ["replay", "start"]
-        events = iter(mine[2:])
+        assert [kind for kind, _ in mine[:2]] == ["begin", "start"]
+        assert mine[-1][0] == "end"
+        events = iter(mine[2:-1])
         for kind, what in events:
             if kind == "refuse":
                 assert next(events) == ("refused", what[0])
@@ -109,9 +114,9 @@ def test_answers_are_recorded_on_arrival():
     grown = grow(sample, sample, seeds=[0, 1], recorder=recorder, verifiers=[Jury()])
     for run in grown.runs:
         kinds = [kind for kind, tree, _ in recorder.events if tree is run.tree]
-        assert kinds == ["replay", "commit", "commit", "answer", "commit"]
+        assert kinds == ["begin", "commit", "commit", "answer", "commit", "end"]
         (answer,) = [what for kind, tree, what in recorder.events if tree is run.tree and kind == "answer"]
-        assert answer == (run.answer, "judge", run.answer.score("judge"))
+        assert answer == (run.answer, "judge", run.answer.values["judge"])
 
 
 def test_refusals_say_why():

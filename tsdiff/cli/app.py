@@ -6,6 +6,7 @@ Exit statuses: 0 done; 1 failed; 2 wrong usage; 3 finished but incomplete; 130 i
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -23,6 +24,7 @@ FAILED, USAGE, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 
 COMMANDS = {
     "search": "Search for the best sample of each prompt.",
+    "resume": "Continue a search after an interruption.",
     "plan": "Show what a search would cost, without running it.",
     "list": "List policies, verifiers, models, solvers and suites.",
     "describe": "Explain a policy, verifier, model, solver or suite.",
@@ -42,7 +44,7 @@ class State:
 
     Attributes:
       debug: show tracebacks.
-      kept: where an interrupted search leaves what it has finished.
+      kept: the folder of a search that can be continued.
     """
 
     debug: bool = False
@@ -126,7 +128,7 @@ def _discard_stdout() -> None:
 def _tell(error: Exception, state: State) -> int:
     """Print one line about an error; return the exit status."""
     if isinstance(error, click.Abort):
-        say("interrupted", f"what was finished is in {state.kept}" if state.kept else "nothing was changed")
+        say("interrupted", f"what was done is kept; continue with: tsdiff resume {shlex.quote(state.kept)}" if state.kept else "nothing was changed")
         return INTERRUPTED
     if isinstance(error, TsdiffError):
         say("error", str(error))

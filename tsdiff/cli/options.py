@@ -110,6 +110,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _search("--max-batch", type=_POSITIVE, metavar="ROWS", help="Rows in one network call at most."),
     _search("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk."),
     _output("--out", type=_FILE, default=Path("runs"), show_default=True, metavar="FOLDER", help="Each run makes a new folder in it."),
+    _output("--keep", type=click.Choice(["all", "path", "leaves", "none"]), default="all", show_default=True, help="Whose latents stay in the run's folder: of every node, of the answer's path, of finished nodes, or of none."),
     json_option,
     _output("--quiet/--no-quiet", help="No narration, no progress."),
     debug_option,
@@ -133,8 +134,8 @@ def make_plan(ctx: click.Context) -> Plan:
     quiet = params.pop("quiet")
     if notice and not quiet:
         say("", notice)
-    for name in ("as_json", "config"):
-        params.pop(name)
+    for name in ("as_json", "config", "fresh"):
+        params.pop(name, None)
     params["prompts"] = _prompts(ctx, params)
     plan = prepare(policy_options=options, **params)
     if not quiet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import click
 
 from tsdiff.cli.app import FAILED, INCOMPLETE
 from tsdiff.cli.folders import try_writing
-from tsdiff.cli.options import Sectioned, make_plan, search_options
+from tsdiff.cli.interrupt import first_finishes_the_batch
+from tsdiff.cli.options import Sectioned, SectionedOption, make_plan, search_options
 from tsdiff.cli.output import number, one_line, plural, print_facts, print_json, print_table, say
 from tsdiff.cli.progress import progress
 from tsdiff.treesearch.errors import UsageError
@@ -28,6 +30,7 @@ PROMPT_WIDTH = 40
 
 @click.command("search", cls=Sectioned)
 @search_options
+@click.option("--fresh/--no-fresh", cls=SectionedOption, section="Output", help="Begin anew even where the same search was interrupted in --out; it is continued otherwise.")
 @click.pass_context
 def command(ctx: click.Context, /, **params: Any) -> int:
     """Search for the best sample of each prompt.
@@ -39,15 +42,28 @@ def command(ctx: click.Context, /, **params: Any) -> int:
 
     Without model, prompt and verifier it shows a demonstration on the built-in analytic world `gaussian`.
     """
+    fresh = params.pop("fresh")
     plan = make_plan(ctx)
     _check_writable(params["out"])
-    if not params["quiet"]:
-        say("", announcement(plan))
+    from tsdiff.treesearch.durable import CHANGEABLE, unfinished
+    from tsdiff.treesearch.resume import planned
     from tsdiff.treesearch.search import execute
 
-    ctx.obj.kept = str(params["out"])
-    with progress(quiet=params["quiet"], loading=f"loading {plan.model.name}") as callback:
-        results = execute(plan, callback=callback)
+    def begun(folder: Path) -> None:
+        ctx.obj.kept = str(folder)
+
+    into = None if fresh else unfinished(plan)
+    with ExitStack() as stack:
+        if into is not None:
+            lasting = {name: value for name, value in plan.arguments.items() if name in CHANGEABLE}
+            plan, _ = stack.enter_context(planned(into, **lasting))
+            begun(into)
+        if not params["quiet"]:
+            again = "" if into is None else f"continuing {into}, which was interrupted (--fresh begins anew): "
+            say("", f"{again}{announcement(plan)}")
+        callback = stack.enter_context(progress(quiet=params["quiet"], loading=f"loading {plan.model.name}"))
+        stop = stack.enter_context(first_finishes_the_batch())
+        results = execute(plan, callback=callback, stop=stop, begun=begun, into=into)
     if ctx.obj.debug:
         for failure in results.failures:
             traceback.print_exception(failure.error)

@@ -267,8 +267,10 @@ class Batches:
             for candidate in item.candidates:
                 candidate.run.tree.ledger.verifier_calls[verifier.name] += 1
         if verifier.latency == "pending":
-            for run in dict.fromkeys(item.candidates[0].run for item in items):  # node ids are unique within a tree only
-                self._ask(verifier, [item for item in items if item.candidates[0].run is run])
+            # Node ids are unique within a tree only, and a node may be asked about as it is and by its look-ahead.
+            asks = [(item.candidates[0].run, item.candidates[0].suffix) for item in items]
+            for ask in dict.fromkeys(asks):
+                self._ask(verifier, [item for item, its in zip(items, asks, strict=True) if its == ask])
             return
 
         def call(batch: Sequence[Judgement]) -> list[list[Value]]:
@@ -296,18 +298,27 @@ class Batches:
         if not isinstance(verifier, PendingVerifier):
             raise UsageError(f"verifier {verifier.name} says that its latency is pending but has no method `ask`")
         waiting: dict[str, list[Callable[[Value], None]]] = {}
+        asked: list[Candidate] = []
         for item in items:
             values: list[Value | None] = [None] * len(item.candidates)
             for i, candidate in enumerate(item.candidates):
+                deliver = self._answer(verifier, item, values, i, candidate)
+                known = self.recorder.answered(candidate.run, candidate.node, verifier.name + candidate.suffix)
                 self.unanswered += 1
-                waiting.setdefault(f"{candidate.node.id:032x}", []).append(self._answer(verifier, item, values, i, candidate))
+                if known is not None:
+                    self.answers.put((deliver, known))
+                    continue
+                waiting.setdefault(f"{candidate.node.id:032x}", []).append(deliver)
+                asked.append(candidate)
 
         def answer(node_id: str, score: float | None, reason: str | None = None, parts: dict[str, float] | None = None) -> None:
             for deliver in waiting.pop(node_id, []):
                 self.answers.put((deliver, _checked(verifier, score, reason, parts)))
 
+        if not asked:
+            return
         try:
-            verifier.ask(CandidateBatch([candidate for item in items for candidate in item.candidates]), answer)
+            verifier.ask(CandidateBatch(asked), answer)
         except Exception as error:
             log.debug("verifier %s failed", verifier.name, exc_info=error)
             items[0].candidates[0].run.blame(error)
@@ -316,19 +327,19 @@ class Batches:
 
     def _answer(self, verifier: Verifier, item: Judgement, values: list[Value | None], i: int, candidate: Candidate) -> Callable[[Value], None]:
         def deliver(value: Value) -> None:
-            self.recorder.answer(candidate.run.tree, candidate.node, verifier.name, value.score)
+            self.recorder.answer(candidate.run, candidate.node, verifier.name + candidate.suffix, value)
             values[i] = value
             if all(known is not None for known in values):
                 item.then([known for known in values if known is not None])
 
         return deliver
 
-    def hear(self, *, wait: bool = False) -> bool:
-        """Take the answers that have arrived; with `wait`, until there is one."""
+    def hear(self, *, wait: float = 0.0) -> bool:
+        """Take the answers that have arrived; where there is none, wait that many seconds for one."""
         heard = False
         while self.unanswered:
             try:
-                deliver, value = self.answers.get(block=wait and not heard)
+                deliver, value = self.answers.get(block=wait > 0.0 and not heard, timeout=wait or None)
             except queue.Empty:
                 break
             self.unanswered -= 1

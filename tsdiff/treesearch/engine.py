@@ -29,8 +29,10 @@ from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import derive, normals
 from tsdiff.treesearch.protocols import Condition, DiffusionModel, Encoded, NullRecorder, Recorder, Sampler
 from tsdiff.treesearch.quote import Quote
+from tsdiff.treesearch.records import Diverged, Recorded, Refusal
 from tsdiff.treesearch.requests import Draw, Release, Request
 from tsdiff.treesearch.run import Run, flatten
+from tsdiff.treesearch.segmentfile import DamagedRecord
 from tsdiff.treesearch.stopwatch import Stopwatch
 from tsdiff.treesearch.store import Store
 from tsdiff.treesearch.work import Decode
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "Limits"]
 
+PATIENCE = 0.1
+"""Seconds to wait for an answer before looking up again."""
+
 
 class Engine:
     """Grows trees.
@@ -47,9 +52,10 @@ class Engine:
     Args:
       limits: how to use the machine.
       store: where latents live.
-      recorder: writes down what happens.
+      recorder: writes down what happens, and knows what happened before an interruption.
       expected_rows: how many network rows the search may need, to decide whether calibrating pays.
       progress: called after every batch.
+      stop: asked before every batch whether to stop; what was completed is written down by then.
     """
 
     def __init__(
@@ -60,8 +66,10 @@ class Engine:
         recorder: Recorder | None = None,
         expected_rows: int = 0,
         progress: Callable[[], None] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.limits = limits
+        self.stop = stop
         self.store = store
         self.recorder = recorder or NullRecorder()
         self.ledger = EngineLedger()
@@ -80,7 +88,11 @@ class Engine:
         self.waiting.append(run)
 
     def run(self) -> None:
-        """Work until every tree has ended. A tree's own error ends that tree only (`Run.error`)."""
+        """Work until every tree has ended. A tree's own error ends that tree only (`Run.error`).
+
+        Raises:
+          KeyboardInterrupt: if it was told to stop.
+        """
         import torch
 
         with torch.no_grad():
@@ -93,10 +105,14 @@ class Engine:
             moved = self._resume() or moved
             moved = self._admit() or moved
             moved = self.growth.compute() or moved
-            if moved or self.batches.launch(full=True) or self.batches.launch(full=False):
+            if moved:
+                continue
+            if self.stop():
+                raise KeyboardInterrupt
+            if self.batches.launch(full=True) or self.batches.launch(full=False):
                 continue
             assert self.batches.unanswered, f"no tree can go on and no work is left: {[run.group and run.group.request for run in self.live.values()]}"
-            self.batches.hear(wait=True)
+            self.batches.hear(wait=PATIENCE)
         for tier, peak in self.store.peak.items():
             self.ledger.peak_memory[tier] = max(peak, self.ledger.peak_memory.get(tier, 0))
 
@@ -109,9 +125,9 @@ class Engine:
         run.store = self.store
         run.started_at = time.perf_counter()
         self.live[run.number] = run
+        self.recorder.begin(run)
         try:
             self._prepare(run)
-            self.recorder.replay(run.tree)
             run.generator = run.policy(run.tree)
             if not hasattr(run.generator, "send"):
                 raise UsageError(f"{run.name}: search gave {run.generator!r} but must be a generator of requests")
@@ -150,7 +166,8 @@ class Engine:
         if not ready:
             return False
         groups = [group for run in ready for group in run.completed]
-        self.recorder.commit(groups)
+        with self.timed("store"):
+            self.recorder.commit(groups)
         for run in ready:
             (group,) = run.completed
             run.completed.clear()
@@ -182,10 +199,47 @@ class Engine:
                 return
             reply, error = None, None
             try:
-                self._grant(run, request)
-            except (BudgetExhausted, UsageError) as refusal:
-                self.recorder.refuse(run.tree, request, str(refusal))
-                error = refusal
+                recorded = self.recorder.recorded(run, request)
+                if isinstance(recorded, Recorded):
+                    reply = self._repeat(run, request, recorded)
+            except Diverged as divergence:
+                self._end(run, divergence)
+                return
+            if isinstance(recorded, Refusal):
+                error = recorded.error
+            elif recorded is None:
+                try:
+                    self._grant(run, request)
+                except DamagedRecord as damage:
+                    self._end(run, damage)
+                    return
+                except (BudgetExhausted, UsageError) as refusal:
+                    self.recorder.refuse(run, request, refusal)
+                    error = refusal
+
+    def _repeat(self, run: Run, request: Request, recorded: Recorded) -> Any:
+        """Carry out a request as it was written down, at no cost; returns its reply.
+
+        The nodes are made again by the ordinary handlers; what the work gave is taken from the record. Raises `Diverged`
+        if other nodes were written down.
+        """
+        known = len(run.tree.nodes)
+        run.tree.budget.spent += recorded.price
+        self.growth.repeating = True
+        try:
+            group = begin(self.growth, run, request)
+        finally:
+            self.growth.repeating = False
+        recorded.require(run.tree.nodes[known:])
+        for effect in recorded.effects(run.tree.nodes):
+            run.repeat(effect)
+        recorded.restore(run.tree.ledger)
+        run.completed.clear()
+        run.drafts.clear()
+        assert group.waiting == 0, "a group that is repeated waits for nothing"
+        if run.effects is not None:
+            run.effects.clear()
+        return group.reply()
 
     def _grant(self, run: Run, request: Request) -> None:
         """Check, price and begin a request, whole or not at all."""
@@ -214,6 +268,7 @@ class Engine:
         if quote.nfe and not run.finishing and self.limits.seconds is not None and time.perf_counter() - self._started >= self.limits.seconds:
             raise BudgetExhausted(f"the {self.limits.seconds:g} seconds are over", price=quote.nfe, remaining=None)
         budget.spent += quote.nfe
+        run.price = quote.nfe
         run.group = begin(self.growth, run, request)
 
     def _returned(self, run: Run, node: Node | None) -> None:
@@ -249,21 +304,23 @@ class Engine:
         """A tree has ended: decode its answer, tell its owner, forget its latents."""
         run.ended = True
         run.error = error
-        if run.answer is not None:
+        if run.answer is not None and not run.done:
             self._picture(run, run.answer)
         del self.live[run.number]
         run.seconds = time.perf_counter() - run.started_at
         with self.timed("store"):
             run.close_all()
+            self.recorder.end(run)
             if run.on_end is not None:
                 run.on_end(run)
             run.dissolve()
         self.batches.progress()
 
     def _picture(self, run: Run, node: Node) -> None:
-        """Decode the answer unless scoring it has."""
+        """Decode the answer unless scoring it has, and what came of that is still there."""
         model = run.bindings[None].model
-        if model.media is None or (run.picture is not None and run.picture[0] is node):
+        again = run.picture is not None and run.picture[0] is node
+        if model.media is None or (run.picture is not None and again and run.picture[1] is not None):
             return
         run.picture = None
 
@@ -273,4 +330,7 @@ class Engine:
             else:
                 node.note["image"] = reason
 
+        decodes = run.tree.ledger.decodes
         self.batches.decode_now(Decode(run, model, self.store.get(run.key("node", node.index))["latent"], keep))
+        if again:  # it was counted before the interruption
+            run.tree.ledger.decodes = decodes

@@ -29,9 +29,13 @@ class Growth:
       batches: where network rows go.
       store: where latents and predictions live.
       timed: books the time of the arithmetic.
+
+    Attributes:
+      repeating: a group is begun again from its record: nodes are made, but what its work gave is known.
     """
 
     def __init__(self, batches: Batches, store: Store, timed: Stopwatch) -> None:
+        self.repeating = False
         self.batches = batches
         self.store = store
         self.timed = timed

@@ -100,7 +100,10 @@ class StartHandler:
                 continue
             else:
                 node.note["source"] = source.index
-                clean = run.store.get(run.key("node", source.index))["latent"]
+                clean = None if growth.repeating else run.store.get(run.key("node", source.index))["latent"]
+            if growth.repeating:
+                group.nodes.append(node)
+                continue
             assert clean is not None
             run.settle(node, {"latent": sampler.add_noise(clean[None], [level], noise[None])[0]}, arrived=False)
             group.nodes.append(node)
@@ -256,6 +259,10 @@ def denoise(
         run.fail(child, f"its parent, node {parent.index}, failed")
         then()
         return
+    if growth.repeating:
+        for _ in range(len(rest) + 1):
+            done()
+        return
     kept = run.store.get(run.key("node", parent.index))
     history = tuple(kept[f"history{i}"] for i in range(sum(name.startswith("history") for name in kept)))
     captured = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
@@ -392,6 +399,9 @@ def with_estimate(
     if node.failed:
         for child in children:
             run.fail(child, f"its parent, node {node.index}, failed")
+        group.done()
+        return
+    if growth.repeating:
         group.done()
         return
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import UsageError
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "gaussian"
 
+Keep: TypeAlias = Literal["all", "path", "leaves", "none"]
+KEEPS: tuple[Keep, ...] = ("all", "path", "leaves", "none")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,6 +58,9 @@ class Plan:
       is_demo: whether the prompt is the model's own demonstration.
       notices: lines to show the user.
       typed: the options as the caller gave them.
+      keep_latents: whose latents are kept of nodes that will not be grown any more: all, those on the path to the answer,
+        finished ones, or none.
+      arguments: what `prepare` was called with.
     """
 
     model: ModelOutline
@@ -78,10 +84,11 @@ class Plan:
     first: Recipe | None = None
     given: Tensor | None = None
     helpers: Mapping[str, ModelOutline] = field(default_factory=dict)
-    keep_latents: Literal["all", "best"] = "best"
+    keep_latents: Keep = "all"
     typed: Mapping[str, Any] = field(default_factory=dict)
     total_nfe: int | None = None
     target: float | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def setting(self) -> Setting:
@@ -135,6 +142,7 @@ class Plan:
             "nfe_upper": self.nfe_upper,
             "rows_upper": self.rows_upper,
             "deterministic": self.limits.deterministic,
+            "keep": self.keep_latents,
             "rows_per_call": {"network": self.limits.network, "decode": self.limits.decode, "verify": self.limits.verify},
             "seconds_limit": self.limits.seconds,
             "notices": list(self.notices),
@@ -199,6 +207,7 @@ def prepare(
     revision: str | None = None,
     variant: str | None = None,
     strict_scheduler: bool = False,
+    keep: Keep = "all",
     out: str | Path | None = None,
 ) -> Plan:
     """Resolve and check everything that `tsdiff.search` takes (see there), without loading weights.
@@ -206,6 +215,9 @@ def prepare(
     Raises:
       UsageError, SetupError: for whatever cannot be done as asked.
     """
+    arguments = dict(locals())
+    if keep not in KEEPS:
+        raise UsageError(f"keep is {keep!r} but must be one of {', '.join(KEEPS)}")
     options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler)
     outline = resolve_model(DEFAULT_MODEL if model is None else model, options)
     notices = list(outline.notices)
@@ -282,9 +294,10 @@ def prepare(
         first=first,
         given=given,
         helpers={name: _helper(name, helper, options, outline, whole, info, size) for name, helper in (helpers or {}).items()},
-        keep_latents="best" if out is None else "all",
+        keep_latents=keep,
         total_nfe=total_nfe,
         target=target,
+        arguments=arguments,
     )
 
 

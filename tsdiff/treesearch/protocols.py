@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from tsdiff.treesearch.ledger import Cost, Spend
-from tsdiff.treesearch.node import Json, Node
+from tsdiff.treesearch.node import Json, Node, Value
 from tsdiff.treesearch.requests import Request
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
@@ -697,36 +697,66 @@ class Allocator(Protocol):
 
 
 class Recorder(Protocol):
-    """Writes down what happens, in an order that can be replayed. Called by the engine's loop only."""
+    """Writes down what happens, in an order that can be repeated. Called by the engine's loop only.
 
-    def replay(self, tree: Any) -> None:
-        """Bring a tree to where its record ends; called before its policy starts."""
+    A `run` is a tree on its way through the engine (`tsdiff.treesearch.run`), a group one of its granted requests.
+    """
+
+    def begin(self, run: Any) -> None:
+        """A tree is about to start; called before its policy does."""
+        ...
+
+    def recorded(self, run: Any, request: Request) -> Any:
+        """What was written down about the policy's next request; None where the record ends, and the tree goes on live.
+
+        Raises:
+          UsageError: if another request was written down.
+        """
         ...
 
     def commit(self, groups: Sequence[Any]) -> None:
         """Completed groups, before their replies reach the policies."""
         ...
 
-    def answer(self, tree: Any, node: Node, verifier: str, score: float | None) -> None:
-        """A pending verifier's answer, on arrival."""
+    def answer(self, run: Any, node: Node, key: str, value: Value) -> None:
+        """A pending verifier's answer, on arrival; `key` is what the node's value will be called."""
         ...
 
-    def refuse(self, tree: Any, request: Request, why: str) -> None:
+    def answered(self, run: Any, node: Node, key: str) -> Value | None:
+        """An answer that was written down, but whose group was not, so that nobody is asked twice; None to ask."""
+        ...
+
+    def refuse(self, run: Any, request: Request, why: Exception) -> None:
         """A request that was not granted."""
+        ...
+
+    def end(self, run: Any) -> None:
+        """A tree has ended; its latents are still there."""
         ...
 
 
 class NullRecorder:
     """Writes nothing down."""
 
-    def replay(self, tree: Any) -> None:
+    def begin(self, run: Any) -> None:
         """Nothing was recorded."""
+
+    def recorded(self, run: Any, request: Request) -> Any:
+        """Nothing was recorded."""
+        return None
 
     def commit(self, groups: Sequence[Any]) -> None:
         """Nothing is recorded."""
 
-    def answer(self, tree: Any, node: Node, verifier: str, score: float | None) -> None:
+    def answer(self, run: Any, node: Node, key: str, value: Value) -> None:
         """Nothing is recorded."""
 
-    def refuse(self, tree: Any, request: Request, why: str) -> None:
+    def answered(self, run: Any, node: Node, key: str) -> Value | None:
+        """Nothing was recorded."""
+        return None
+
+    def refuse(self, run: Any, request: Request, why: Exception) -> None:
+        """Nothing is recorded."""
+
+    def end(self, run: Any) -> None:
         """Nothing is recorded."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdiff.treesearch.disk import LOCAL, Disk
 from tsdiff.treesearch.ledger import EngineLedger, TreeLedger
 from tsdiff.treesearch.node import Node, Value
-from tsdiff.treesearch.runfolder import write_image, write_json, write_latents
+from tsdiff.treesearch.runfolder import FORMAT, write_image, write_json, write_latents
 from tsdiff.treesearch.tree import Tree
 
 if TYPE_CHECKING:
@@ -133,23 +134,37 @@ class Result:
         self.write(folder)
         return folder
 
-    def write(self, folder: Path) -> None:
-        """Write everything but latents that were saved while the search ran."""
-        self.path = folder
-        write_json(folder / "tree.json", self.tree.to_json())
-        self._write_image(folder / "best.png")
-        if self.baseline is not None:
-            write_json(folder / "baseline.json", self.baseline.tree.to_json())
-            self.baseline._write_image(folder / "baseline.png")
-        if self.latents and not (folder / "latents.safetensors").exists():
-            write_latents(folder / "latents.safetensors", [f"node/{index}" for index in self.latents], lambda name: self.latents[int(name[5:])])
-        write_json(folder / "run.json", {"format": 1, "status": "done", "options": self.options, "result": self.to_json()})
+    def write(self, folder: Path, *, facts: Mapping[str, Any] | None = None, disk: Disk = LOCAL) -> None:
+        """Write everything but latents that were saved while the search ran.
 
-    def _write_image(self, path: Path) -> None:
+        Args:
+          folder: is there.
+          facts: what `run.json` says of the run beside its result.
+          disk: through which files are changed.
+        """
+        self.path = folder
+        write_json(folder / "tree.json", self.tree.to_json(), disk=disk)
+        self._write_image(folder / "best.png", disk)
+        if self.baseline is not None:
+            write_json(folder / "baseline.json", self.baseline.tree.to_json(), disk=disk)
+            self.baseline._write_image(folder / "baseline.png", disk)
+        if self.latents and not (folder / "latents.safetensors").exists():
+            write_latents(folder / "latents.safetensors", [f"node/{index}" for index in self.latents], lambda name: self.latents[int(name[5:])], disk=disk)
+        known = {"format": FORMAT, "options": self.options} if facts is None else facts
+        write_json(folder / "run.json", {**known, "status": "done", "result": self.to_json()}, disk=disk)
+
+    def found(self, folder: Path) -> None:
+        """All of it has been written into a folder before."""
+        self.path = folder
+        for result, name in ((self, "best.png"), (self.baseline, "baseline.png")):
+            if result is not None and (folder / name).exists():
+                result.image_path = folder / name
+
+    def _write_image(self, path: Path, disk: Disk) -> None:
         """Move the image from memory to disk: many results may not fit in memory."""
         image = self.image
         if image is not None:
-            write_image(path, image)
+            write_image(path, image, disk=disk)
             self.image_path, self.picture = path, None
 
     def to_json(self) -> dict[str, Any]:

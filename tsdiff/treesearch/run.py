@@ -6,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tsdiff.treesearch.errors import TsdiffError, UsageError
-from tsdiff.treesearch.node import Node
+from tsdiff.treesearch.errors import SetupError, TsdiffError, UsageError
+from tsdiff.treesearch.node import Node, Value
 from tsdiff.treesearch.noise import Given, Mix, Recipe, realize, roots_of
 from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, TreeView, Verifier
 from tsdiff.treesearch.requests import Gather, Request
-from tsdiff.treesearch.store import Store
+from tsdiff.treesearch.store import Store, Stored
 from tsdiff.treesearch.tree import Tree
 
 if TYPE_CHECKING:
@@ -96,6 +96,27 @@ class Group:
     seal = done
 
 
+Tensors: TypeAlias = Mapping[str, "Tensor"] | Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One thing that the work of a group changed in its tree, as it is written down and repeated.
+
+    Attributes:
+      kind: "settled" (has its latent), "predicted" (has a model's raw output), "failed", "closed", "valued", "pictured"
+        (decoded, and the best finished node so far) or "blamed" (a mistake that the caller can mend).
+      node: which; None for "blamed".
+      facts: by kind; strict JSON.
+      tensors: what was kept.
+    """
+
+    kind: str
+    node: Node | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class Draft:
     """A look-ahead leaf that one or more scorings of its parent wait for."""
@@ -176,8 +197,10 @@ class Run:
         self.group: Group | None = None
         self.finishing = False
         self.ended = False
+        self.done = False  # all of it was written before, by an earlier process
         self.answer: Node | None = None
-        self.picture: tuple[Node, Tensor] | None = None  # the best finished node so far and its pixels (3, H, W)
+        # The best finished node so far and its pixels (3, H, W); None for pixels that were decoded before an interruption.
+        self.picture: tuple[Node, Tensor | None] | None = None
         self.error: BaseException | None = None
         self.mistake: TsdiffError | None = None
         self.truncated: str | None = None
@@ -193,6 +216,8 @@ class Run:
         self.memos_of: dict[int, list[tuple[Any, ...]]] = {}
         self.scoring: dict[tuple[int, str, int], list[Group]] = {}
         self.drafts: dict[tuple[Any, ...], Draft] = {}
+        self.effects: list[Effect] | None = None  # of the group on its way, where somebody writes them down
+        self.price = 0  # NFE of that group
         self.started_at = 0.0
         self.seconds = 0.0
 
@@ -207,8 +232,9 @@ class Run:
         if not node.draft:
             self.frontier.add(node.level, False)
 
-    def settle(self, node: Node, tensors: dict[str, Tensor], *, arrived: bool, history_level: int = -1) -> None:
+    def settle(self, node: Node, tensors: Tensors, *, arrived: bool, history_level: int = -1) -> None:
         """Give a node its latent and history."""
+        self._log("settled", node, tensors, arrived=arrived, history=history_level, nfe=node.nfe)
         self.store.put(self.key("node", node.index), tensors)
         self.arrived[node.index] = arrived
         self.history_level[node.index] = history_level
@@ -219,8 +245,9 @@ class Run:
         """Whether the raw output of a model at a node is there (or was and is only spilled)."""
         return (node.index, model) in self.predicted
 
-    def predict_done(self, node: Node, model: str | None, tensors: dict[str, Tensor]) -> None:
+    def predict_done(self, node: Node, model: str | None, tensors: Tensors) -> None:
         """Keep the raw outputs of a node."""
+        self._log("predicted", node, tensors, model=model, nfe=node.nfe)
         self.store.put(self.key("prediction", node.index, model), tensors)
         self.predicted.add((node.index, model))
         if model is None and not node.draft and node.status == "open":
@@ -231,6 +258,7 @@ class Run:
         """Mark a node as failed; its latent is forgotten."""
         if node.status == "failed":
             return
+        self._log("failed", node, reason=reason, nfe=node.nfe)
         self._leave(node)
         node.status = "failed"
         node.reason = reason
@@ -240,11 +268,17 @@ class Run:
         """The node will not be grown any more."""
         if node.status != "open":
             return
+        self._log("closed", node)
         self._leave(node)
         node.status = "closed"
         # A finished sample may still become the answer.
         finished = node.level == self.tree.schedule.last
         self._forget(node, keep=(self.keep or finished) and not node.draft)
+
+    def value(self, node: Node, key: str, value: Value) -> None:
+        """Give a node a verifier's value."""
+        self._log("valued", node, key=key, value=value.to_json())
+        node.values[key] = value
 
     def close_all(self) -> None:
         """The tree has ended: no node will be grown any more. Latents stay until `dissolve`."""
@@ -285,6 +319,7 @@ class Run:
     def blame(self, error: Exception) -> None:
         """Remember the first mistake that the caller can mend: it explains a search without an answer best."""
         if self.mistake is None and isinstance(error, TsdiffError):
+            self._log("blamed", None, error=type(error).__name__, why=str(error))
             self.mistake = error
 
     def owns(self, node: Node) -> bool:
@@ -305,7 +340,7 @@ class Run:
             return answer
         raise UsageError(f"{self.name} returned {answer!r}; return a finished node of its tree (level {last}), normally tree.best()")
 
-    def keep_picture(self, node: Node, pixels: Tensor) -> None:
+    def keep_picture(self, node: Node, pixels: Tensor | None) -> None:
         """Keep the pixels of the best finished node so far, so that the answer is not decoded again."""
         score = node.score(self.tree.verifier)
         if score is None or node.draft:
@@ -313,7 +348,35 @@ class Run:
         best = self.picture[0] if self.picture is not None else None
         held = best.score(self.tree.verifier) if best is not None else None
         if best is None or held is None or (score, -node.index) > (held, -best.index):
-            self.picture = (node, pixels.cpu())
+            self._log("pictured", node)
+            self.picture = (node, None if pixels is None else pixels.cpu())
+
+    def repeat(self, effect: Effect) -> None:
+        """Do again what was written down."""
+        node, facts = effect.node, effect.facts
+        if node is None:
+            known: dict[str, type[TsdiffError]] = {kind.__name__: kind for kind in (UsageError, SetupError)}
+            self.blame(known.get(facts["error"], TsdiffError)(facts["why"]))
+            return
+        if "nfe" in facts:
+            node.nfe = facts["nfe"]
+        if effect.kind == "settled":
+            self.settle(node, effect.tensors, arrived=facts["arrived"], history_level=facts["history"])
+        elif effect.kind == "predicted":
+            self.predict_done(node, facts["model"], effect.tensors)
+        elif effect.kind == "failed":
+            self.fail(node, facts["reason"])
+        elif effect.kind == "closed":
+            self.close(node)
+        elif effect.kind == "valued":
+            self.value(node, facts["key"], Value(**facts["value"]))
+        else:
+            assert effect.kind == "pictured", effect.kind
+            self.keep_picture(node, None)
+
+    def _log(self, kind: str, node: Node | None, tensors: Tensors | None = None, **facts: Any) -> None:
+        if self.effects is not None:
+            self.effects.append(Effect(kind, node, facts, {} if tensors is None else tensors))
 
     # Noise ------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,9 @@
 """A finished search on disk: one folder a run, strict JSON, safetensors and PNG.
 
-    run.json             options, versions, hardware, results
+    run.json             status, options, versions, hardware, results
+    journal.jsonl        everything that happened: the record that the others are derived from (`docs/run-format.md`)
+    latents/             tensors of the journal, until the run is done
+    lock                 held by the process that writes
     tree.json            the searched tree
     baseline.json        the tree of the one plain sample it is compared with
     best.png             the answer's image           baseline.png   the plain sample's
@@ -11,17 +14,19 @@ A search of several prompts or seeds makes a folder of such folders with an `ind
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tsdiff.treesearch.disk import LOCAL, Disk, told, write_whole
 from tsdiff.treesearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,22 +63,35 @@ def slug(text: str, most: int = 40) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].strip("-") or "sample"
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any], *, disk: Disk = LOCAL) -> None:
     """Write strict JSON (no NaN), whole or not at all."""
-    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    _write(disk, path, [text.encode("utf-8", "surrogatepass")])
 
 
-def write_image(path: Path, image: Image) -> None:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of one JSON object. Raises UsageError if it is none, or of a newer format."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{str(path.parent)!r} is not a run folder: it has no {path.name}") from None
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{str(path)!r} cannot be read: it holds no JSON object")
+    if data.get("format") != FORMAT:
+        raise UsageError(f"{str(path)!r} has format {data.get('format')}, but this tsdiff reads format {FORMAT}; install a newer tsdiff")
+    return data
+
+
+def write_image(path: Path, image: Image, *, disk: Disk = LOCAL) -> None:
     """Write a PNG, whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    _write(disk, path, [buffer.getvalue()])
 
 
-def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor], *, disk: Disk = LOCAL) -> None:
     """Write a safetensors file one tensor at a time, so that memory does not grow with the tree.
 
     The format (an 8-byte length, a JSON header, then raw little-endian data) needs all shapes first, so every tensor
@@ -92,12 +110,14 @@ def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor
         offset += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in kept:
-            file.write(_raw(read(name)))
-    os.replace(temporary, path)
+    _write(disk, path, chain([len(text).to_bytes(8, "little") + text], (_raw(read(name)) for name in kept)))
+
+
+def _write(disk: Disk, path: Path, pieces: Iterable[bytes]) -> None:
+    try:
+        write_whole(disk, path, pieces)
+    except OSError as error:
+        raise told(error, path) from error
 
 
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16"}
@@ -128,6 +148,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "python": sys.version.split()[0],
+        "revision": revision(),
         "packages": dict(_versions()),
         "platform": platform.platform(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -136,17 +157,22 @@ def environment() -> dict[str, Any]:
     }
 
 
+def revision() -> str | None:
+    """The commit of the git checkout that this package runs from; None where it is installed otherwise."""
+    git = Path(__file__).resolve().parents[2] / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        reference = git / head.removeprefix("ref: ")
+        if reference.exists():
+            return reference.read_text().strip()
+        packed = (git / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(head.removeprefix("ref: "))), None)
+    except OSError:
+        return None
+
+
 def read_tree(folder: Path) -> dict[str, Any]:
     """The saved tree of a run folder."""
-    path = folder / "tree.json"
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{str(folder)!r} is not a run folder: it has no tree.json") from None
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{str(path)!r} cannot be read: it holds no JSON object")
-    if data.get("format") != FORMAT:
-        raise UsageError(f"{str(path)!r} has format {data.get('format')}, but this tsdiff reads format {FORMAT}; install a newer tsdiff")
-    return data
+    return read_json(folder / "tree.json")

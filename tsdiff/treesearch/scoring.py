@@ -54,6 +54,9 @@ class ScoreHandler:
         wanted = list(dict.fromkeys(node for node in nodes if not node.failed and not self._known(node, request, verifier)))
         collector = SetCollector(growth, verifier, len(wanted)) if verifier.scope == "set" else None
         for node in wanted:
+            if growth.repeating:
+                Scoring(growth, run, node, verifier, key, None).leaf(request)
+                continue
             group.add()
             waiting = run.scoring.setdefault((node.index, key, id(collector)), [])
             waiting.append(group)
@@ -103,10 +106,17 @@ class Scoring:
 
     def start(self, request: Score) -> None:
         """Queue the first piece of work."""
+        draft = self.leaf(request)
+        if draft is None or draft.ready:
+            self._estimate()
+        else:
+            draft.waiting.append(self._estimate)
+
+    def leaf(self, request: Score) -> Draft | None:
+        """The look-ahead that a request asks for, on its way; None where the node's own estimate is judged."""
         run, node = self.run, self.node
         if request.at == "x0" or node.level == run.tree.schedule.last:
-            self._estimate()
-            return
+            return None
         sampler, levels, self.memo = _lookahead(run, node, request)
         draft = run.drafts.get(self.memo)
         if draft is None:
@@ -115,10 +125,7 @@ class Scoring:
             denoise(self.growth, run, [(node, levels, leaf)], sampler, None, None, draft.arrived)
         self.source = draft.leaf
         draft.users += 1
-        if draft.ready:
-            self._estimate()
-        else:
-            draft.waiting.append(self._estimate)
+        return draft
 
     def _estimate(self) -> None:
         if self.source.failed:
@@ -175,7 +182,7 @@ class Scoring:
         run, source, pixels = self.run, self.source, pictures.get("images")
         kept = run.store.get(run.key("node", source.index))
         ancestors = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
-        candidate = Candidate(run, self.node, source.level, kept["latent"], x0, pictures, ancestors)
+        candidate = Candidate(run, self.node, source.level, kept["latent"], x0, pictures, ancestors, self.key.removeprefix(self.verifier.name))
         judges = self._judges()
         self.open = len(judges)
         for judge in judges:
@@ -200,7 +207,7 @@ class Scoring:
             self._end()
 
     def _value(self, key: str, value: Value) -> None:
-        self.node.values[key] = value
+        self.run.value(self.node, key, value)
 
     def _end(self) -> None:
         if self.source is not self.node:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.basepool import Calibrated, calibrate
+from tsdiff.treesearch.disk import LOCAL, Disk
+from tsdiff.treesearch.durable import LOCK, RunFolders
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Forest
+from tsdiff.treesearch.lock import Lock
+from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import Recipe, Torch
 from tsdiff.treesearch.plan import Plan, prepare
 from tsdiff.treesearch.pools import KIND
 from tsdiff.treesearch.protocols import Allocator, Condition, DiffusionModel, Policy, Search, TreeView
+from tsdiff.treesearch.recorder import FileRecorder
+from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.requests import Denoise, Draw, Score
 from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.results import Failure, Result, Results, to_pil
 from tsdiff.treesearch.run import Run
-from tsdiff.treesearch.runfolder import claim_folder, environment, slug, write_json, write_latents
+from tsdiff.treesearch.runfile import SYNC_SECONDS
+from tsdiff.treesearch.runfolder import claim_folder, environment, write_latents
 from tsdiff.treesearch.store import Store
 from tsdiff.treesearch.tree import Tree
 
@@ -87,7 +94,8 @@ def search(
         `latents` (unit noise of root 0), `initial_noise="torch"` (root 0 is what
         `pipe(generator=torch.Generator().manual_seed(seed))` draws), `helpers` (other models by name), `seconds`,
         `baseline`, `deterministic`, `max_batch`, `memory_limit` (bytes), `device`, `dtype`, `offline`, `revision`,
-        `variant`, `strict_scheduler`, `out` (folder to write run folders into).
+        `variant`, `strict_scheduler`, `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
+        (whose latents are kept there of nodes that were released: "all", "path", "leaves" or "none").
 
     Returns:
       A `Result` for one prompt and one seed, `Results` for several.
@@ -113,59 +121,96 @@ def search(
     return result
 
 
-def execute(plan: Plan, *, callback: Callable[[Progress], None] | None = None) -> Results:
+def execute(
+    plan: Plan,
+    *,
+    callback: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    begun: Callable[[Path], None] = lambda folder: None,
+    into: Path | None = None,
+    disk: Disk = LOCAL,
+    sync_seconds: float = SYNC_SECONDS,
+) -> Results:
     """Load the weights and carry out a plan.
 
-    A search that fails does not stop the others; it is listed in `Results.failures`. When several run into a folder,
-    results are written as each search ends.
+    A search that fails does not stop the others; it is listed in `Results.failures`. With `plan.out`, everything is written
+    down as it happens, so that `tsdiff.resume` can go on after an interruption.
+
+    Args:
+      callback: called with a `Progress` after every batch.
+      stop: asked before every batch whether to stop.
+      begun: called with the search's folder as soon as it can be continued.
+      into: the folder of this plan's search, begun before, which is locked by the caller: what it holds is not done again.
+      disk: through which the run's files are changed.
+      sync_seconds: how long what happened may wait before it would survive a power cut; it survives the process at once.
+
+    Raises:
+      KeyboardInterrupt: if it was told to stop.
     """
     started = time.perf_counter()
-    folder = None if plan.out is None else claim_folder(plan.out)
-    try:
-        model = plan.model.load()
-        models: dict[str | None, DiffusionModel] = {None: model}
-        models.update({name: outline.load() for name, outline in plan.helpers.items()})
-        for verifier in plan.verifiers:
-            verifier.prepare(model.device)
-    except BaseException:
-        if folder is not None:
-            folder.rmdir()  # nothing has been written into it yet
-        raise
-    store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
-    collector = _Collector(plan, folder)
+    folder = into if into is not None or plan.out is None else claim_folder(plan.out)
     forest = None
     if isinstance(plan.policy, Allocator):
         assert plan.total_nfe is not None
         forest = Forest(plan.policy, plan.setting, plan.total_nfe, plan.target)
+    collector = _Collector(plan)
 
     def progress() -> None:
         if callback is not None:
             callback(collector.progress())
 
-    with _settings(plan.limits.deterministic):
-        image = None if plan.image is None else _pixels(plan.image)
+    with ExitStack() as stack:
         try:
-            collector.calibrated = calibrate(plan, model, image, collector.trees.append, progress)
+            model = plan.model.load()
+            models: dict[str | None, DiffusionModel] = {None: model}
+            models.update({name: outline.load() for name, outline in plan.helpers.items()})
+            for verifier in plan.verifiers:
+                verifier.prepare(model.device)
+            store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
+            stack.callback(store.close)
+            stack.enter_context(_settings(plan.limits.deterministic))
+            collector.calibrated = calibrate(plan, model, None if plan.image is None else _pixels(plan.image), collector.trees.append, progress)
         except BaseException:
-            store.close()
-            if folder is not None:
+            if folder is not None and into is None:
                 folder.rmdir()  # nothing has been written into it yet
             raise
-        engine = Engine(plan.limits, store, expected_rows=plan.rows_upper, progress=progress)
+        recorder: FileRecorder | None = None
+        if folder is not None:
+            if into is None:
+                stack.enter_context(Lock(folder / LOCK, disk=disk))
+            folders = collector.folders = RunFolders(plan, folder, model.fingerprint, disk=disk)
+            folders.begin_all()
+            begun(folder)
+            recorder = FileRecorder(folders.begin, folders.about, folders.opened, disk=disk, sync_seconds=sync_seconds)
+            stack.callback(recorder.close)
+        engine = Engine(plan.limits, store, recorder=recorder, expected_rows=plan.rows_upper, progress=progress, stop=stop)
+        if recorder is not None:
+            recorder.ledger = engine.ledger
         for pair in _runs(plan, models, collector, forest):
             for run in pair:
                 collector.trees.append(run.tree)
                 engine.add(run)
         try:
             engine.run()
-        finally:
-            store.close()
-    results, failures = collector.finish()
-    notices = tuple(line for line in model.notices if line not in plan.notices)
-    done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices, forest, collector.calibrated)
-    if folder is not None:
-        _write_index(plan, done, folder)
+        except KeyboardInterrupt:
+            if collector.folders is not None:
+                collector.folders.interrupt()
+            raise
+        if recorder is not None:
+            _count_lost(engine, collector.trees)
+        results, failures = collector.finish()
+        notices = tuple(line for line in model.notices if line not in plan.notices)
+        done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices, forest, collector.calibrated)
+        if collector.folders is not None:
+            collector.folders.finish_all(_index(done))
     return done
+
+
+def _count_lost(engine: Engine, trees: Sequence[Tree]) -> None:
+    """Rows that no tree knows of were computed before an interruption, and again after it."""
+    lost = engine.ledger.rows - sum(tree.ledger.rows for tree in trees if tree.line != KIND)
+    engine.ledger.lost += lost
+    engine.ledger.rows -= lost
 
 
 def plain_sample(tree: TreeView) -> Search:
@@ -212,12 +257,12 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
                     given=given,
                     first=_first(plan.first, seed),
                     image=pixels,
-                    keep=plan.keep_latents == "all" and line == "search",
+                    keep=plan.out is not None and plan.keep_latents in ("all", "path") and line == "search",
                     on_end=ended if line == "search" else collector.ended,
                 )
                 if forest is not None and line == "search":
                     forest.add(run)
-                collector.place[id(run)] = (c, s)
+                collector.assign(run, (c, s))
                 pair.append(run)
             yield tuple(pair)
 
@@ -236,9 +281,9 @@ def _pixels(image: Any) -> Tensor:
 class _Collector:
     """Gathers what trees leave behind as they end, and writes run folders."""
 
-    def __init__(self, plan: Plan, folder: Path | None) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.folder = folder
+        self.folders: RunFolders | None = None
         self.trees: list[Tree] = []
         self.place: dict[int, tuple[int, int]] = {}
         self.parts: dict[tuple[int, int], dict[str, Run]] = {}
@@ -249,34 +294,50 @@ class _Collector:
         self.environment = environment()
         self.calibrated: tuple[Calibrated, ...] = ()
 
+    def assign(self, run: Run, place: tuple[int, int]) -> None:
+        """Say which prompt and seed a run belongs to."""
+        self.place[id(run)] = place
+        if self.folders is not None:
+            self.folders.places[id(run)] = place
+
     def ended(self, run: Run) -> None:
         """A tree has ended, its latents are still there."""
         place = self.place.pop(id(run))
         parts = self.parts.setdefault(place, {})
         parts[run.tree.line] = run
-        if run.tree.line == "search" and run.answer is not None:
-            if self.folder is not None:
-                kept = [node.index for node in run.tree.nodes if run.key("node", node.index) in run.store]
-                write_latents(self._folder(place) / "latents.safetensors", [f"node/{i}" for i in kept], lambda name: run.store.get(run.key("node", int(name[5:])))["latent"])
+        if run.tree.line == "search" and run.answer is not None and not run.done:
+            if self.folders is not None:
+                kept = [node.index for node in _kept(self.plan, run) if run.key("node", node.index) in run.store]
+                path = self.folders.path(place) / "latents.safetensors"
+                write_latents(path, [f"node/{i}" for i in kept], lambda name: run.store.get(run.key("node", int(name[5:])))["latent"], disk=self.folders.disk)
             else:
-                path = [node.index for node in run.answer.path() if run.key("node", node.index) in run.store]
-                self.latents[place] = {i: run.store.get(run.key("node", i))["latent"].cpu() for i in path}
+                self.latents[place] = {node.index: run.store.get(run.key("node", node.index))["latent"].cpu() for node in run.answer.path() if run.key("node", node.index) in run.store}
         if len(parts) == (1 if self.plan.baseline_cost is None else 2):
             self._assemble(place, self.parts.pop(place))  # whole runs do not outlive their end
 
     def _assemble(self, place: tuple[int, int], parts: Mapping[str, Run]) -> None:
         searched, plain = parts["search"], parts.get("baseline")
         condition, seed = searched.tree.condition, searched.tree.seed
+        for run in parts.values():
+            if isinstance(run.error, UNREPEATABLE):  # its files stay as they are
+                self.failures[place] = Failure(condition.label, seed, run.error)
+                return
         if searched.answer is None:
             error = searched.error or UsageError(f"{searched.name} ended without an answer")
             self.failures[place] = Failure(condition.label, seed, error)
+            if self.folders is not None:
+                self.folders.finish(place, self.failures[place])
             return
         baseline = None if plain is None or plain.answer is None else self._result(plain)
         result = self._result(searched, baseline)
         result.latents = self.latents.pop(place, {})
         result.options = self.plan.to_json() | {"typed": dict(self.plan.typed), "environment": self.environment}
-        if self.folder is not None:
-            result.write(self._folder(place))
+        if self.folders is not None:
+            if searched.done:
+                result.found(self.folders.path(place))
+                self.folders.tidy(place)
+            else:
+                self.folders.finish(place, result)
         self.results[place] = result
         if result.score is not None and (self.best is None or result.score > self.best):
             self.best = result.score
@@ -289,15 +350,6 @@ class _Collector:
         names = self.plan.policy.name, self.plan.model.name
         return Result(run.tree, run.answer, image, run.seconds, *names, baseline, truncated=run.truncated, relative=relative, calibrated=self.calibrated)
 
-    def _folder(self, place: tuple[int, int]) -> Path:
-        assert self.folder is not None
-        if self.plan.num_runs == 1:
-            return self.folder
-        condition, seed = self.plan.conditions[place[0]], self.plan.seeds[place[1]]
-        folder = self.folder / f"{place[0]:04d}-{slug(condition.label)}-seed{seed}"
-        folder.mkdir(exist_ok=True)
-        return folder
-
     def finish(self) -> tuple[list[Result], list[Failure]]:
         """Everything, prompt-major."""
         return [self.results[place] for place in sorted(self.results)], [self.failures[place] for place in sorted(self.failures)]
@@ -309,22 +361,27 @@ class _Collector:
         return Progress(done, max(first + self.plan.nfe_upper, done), len(self.results) + len(self.failures), self.plan.num_runs, self.best)
 
 
-def _write_index(plan: Plan, done: Results, folder: Path) -> None:
-    write_json(
-        folder / "index.json",
-        {
-            "format": 1,
-            "status": "done" if not done.failures else "incomplete",
-            "options": plan.to_json() | {"typed": dict(plan.typed)},
-            "environment": environment(),
-            "engine": done.engine.to_json(),
-            "calibrated": [one.to_json() for one in done.calibrated],
-            "forest": None if done.forest is None else done.forest.to_json(),
-            "seconds": round(done.seconds, 3),
-            "runs": [result.to_json() for result in done],
-            "failures": [{"prompt": failure.prompt, "seed": failure.seed, "error": failure.message} for failure in done.failures],
-        },
-    )
+def _kept(plan: Plan, run: Run) -> Sequence[Node]:
+    """The nodes whose latents stay when a run is done."""
+    assert run.answer is not None
+    if plan.keep_latents == "path":
+        return run.answer.path()
+    if plan.keep_latents == "leaves":
+        return [node for node in run.tree.nodes if node.level == run.tree.schedule.last and not node.draft]
+    return run.tree.nodes if plan.keep_latents == "all" else []
+
+
+def _index(done: Results) -> dict[str, Any]:
+    """What a folder of several runs says of them."""
+    return {
+        "status": "done" if not done.failures else "incomplete",
+        "engine": done.engine.to_json(),
+        "calibrated": [one.to_json() for one in done.calibrated],
+        "forest": None if done.forest is None else done.forest.to_json(),
+        "seconds": round(done.seconds, 3),
+        "runs": [result.to_json() for result in done],
+        "failures": [{"prompt": failure.prompt, "seed": failure.seed, "error": failure.message} for failure in done.failures],
+    }
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Nodes are small records; what they stand for is kept here under a key, as a group of named tensors without batch axis
 ("latent", "history0", "cond", ...). Memory follows two byte limits, not the size of the trees: what does not fit is
 written to append-only segment files in a scratch folder and read back when asked for. A spill never loses anything.
+What is on disk already, because a run's files hold it, is not written again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,10 @@ class _OnDisk:
     size: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+class Stored(dict[str, "Callable[[], Tensor]"]):
+    """Named tensors that are on disk already, each with what reads it; empty where nothing was kept."""
 
 
 class Store:
@@ -56,27 +61,42 @@ class Store:
         self._scratch: Path | None = None
         self._entries: OrderedDict[Hashable, dict[str, Tensor]] = OrderedDict()
         self._disk: dict[Hashable, dict[str, _OnDisk]] = {}
+        self._stored: dict[Hashable, Stored] = {}
         self._bytes = {"host": 0, "device": 0}
         self._segment = 0
         self._segment_size = 0
         self._segment_live: dict[int, int] = {}
 
-    def put(self, key: Hashable, tensors: Mapping[str, Tensor]) -> None:
+    def put(self, key: Hashable, tensors: Mapping[str, Tensor] | Stored) -> None:
         """Keep tensors under a key, replacing what was there. Views are copied, so that a row does not keep its batch."""
         self.drop(key)
+        if isinstance(tensors, Stored):
+            self.refer(key, tensors)
+            return
         kept = {name: _own(tensor) for name, tensor in tensors.items()}
         self._entries[key] = kept
         self._count(kept, +1)
         self._shrink(keep=key)
+
+    def refer(self, key: Hashable, stored: Stored) -> None:
+        """What is kept under a key is (also) on disk elsewhere, so that a spill need not write it."""
+        if stored:
+            self._stored[key] = stored
+
+    def referred(self) -> Iterator[Stored]:
+        """All that is (also) on disk elsewhere and may be asked for."""
+        return iter(self._stored.values())
 
     def get(self, key: Hashable) -> dict[str, Tensor]:
         """The tensors of a key, on the device. Raises KeyError if there are none."""
         if key in self._disk:
             kept = {name: self._read(place) for name, place in self._disk[key].items()}
             self._forget(key)
-        else:
+        elif key in self._entries:
             kept = self._entries.pop(key)
             self._count(kept, -1)
+        else:
+            kept = {name: read() for name, read in self._stored[key].items()}
         kept = {name: tensor.to(self.device) for name, tensor in kept.items()}
         self._entries[key] = kept  # the most recently used is last
         self._count(kept, +1)
@@ -84,10 +104,11 @@ class Store:
         return kept
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._entries or key in self._disk
+        return key in self._entries or key in self._disk or key in self._stored
 
     def drop(self, key: Hashable) -> None:
         """Forget a key; unknown keys are fine."""
+        self._stored.pop(key, None)
         if key in self._entries:
             self._count(self._entries.pop(key), -1)
         elif key in self._disk:
@@ -98,12 +119,14 @@ class Store:
         if key in self._entries:
             tensors = self._entries.pop(key)
             self._count(tensors, -1)
-            self._disk[key] = {name: self._write(tensor) for name, tensor in tensors.items()}
+            if key not in self._stored:
+                self._disk[key] = {name: self._write(tensor) for name, tensor in tensors.items()}
 
     def close(self) -> None:
         """Forget everything and remove the scratch folder."""
         self._entries.clear()
         self._disk.clear()
+        self._stored.clear()
         self._bytes = {"host": 0, "device": 0}
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)

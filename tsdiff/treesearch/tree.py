@@ -56,6 +56,7 @@ class Tree:
         self.nodes: list[Node] = []
         self.roots: list[Node] = []
         self.notes: list[dict[str, Json]] = []
+        self.heard: list[tuple[Node | None, dict[str, Json]]] | None = None  # notes as they come, where somebody writes them down
         self.children: Counter[tuple[Any, ...]] = Counter()
         self._generators: dict[int, np.random.Generator] = {}
 
@@ -83,6 +84,8 @@ class Tree:
             json.dumps(facts, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise UsageError(f"note: {facts!r} is not strict JSON ({error}); write plain, finite numbers, text, lists and dictionaries") from None
+        if self.heard is not None:
+            self.heard.append((node, facts))
         if node is not None:
             node.note.update(facts)
         else:

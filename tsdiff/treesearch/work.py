@@ -126,7 +126,7 @@ class Decode:
 
 @dataclass(eq=False, slots=True)
 class Candidate:
-    """One row for a verifier."""
+    """One row for a verifier; its value's key is the verifier's name and `suffix` ("@lookahead6")."""
 
     run: Run
     node: Node
@@ -135,6 +135,7 @@ class Candidate:
     x0: Tensor
     pictures: dict[str, Tensor]  # by the need that asked for them
     ancestors: dict[str, Tensor]
+    suffix: str = ""
 
 
 @dataclass(eq=False, slots=True)

@@ -1,0 +1,52 @@
+"""`tsdiff resume`: continue a search after an interruption."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tsdiff.cli import values
+from tsdiff.cli.interrupt import first_finishes_the_batch
+from tsdiff.cli.options import Sectioned, debug_option, json_option
+from tsdiff.cli.output import say
+from tsdiff.cli.progress import progress
+from tsdiff.cli.search import announcement, report
+
+
+@click.command("resume", cls=Sectioned)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--max-batch", type=click.IntRange(min=1), metavar="ROWS", help="Rows in one network call at most, from now on.")
+@click.option("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk.")
+@click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Start nothing new after this time, counted from now.")
+@json_option
+@click.option("--quiet/--no-quiet", help="No narration, no progress.")
+@debug_option
+@click.pass_context
+def command(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **changed: Any) -> int:
+    """Continue a search after an interruption.
+
+    RUN is the folder of a run, or of a search of several prompts, of which those that are not done are continued. What was
+    written down is not computed again, and the result is that of a search without the interruption.
+
+    \b
+    Try:
+      tsdiff resume runs/run-0001
+    """
+    from tsdiff.treesearch.resume import planned
+    from tsdiff.treesearch.search import execute
+
+    with planned(run, **{name: value for name, value in changed.items() if value is not None}) as (plan, folder):
+        if not quiet:
+            say("", f"continuing {folder}: {announcement(plan)}")
+            for line in plan.notices:
+                say("warning", line)
+        ctx.obj.kept = str(folder)
+        with progress(quiet=quiet, loading=f"loading {plan.model.name}") as callback, first_finishes_the_batch() as stop:
+            results = execute(plan, callback=callback, stop=stop, into=folder)
+    if ctx.obj.debug:
+        for failure in results.failures:
+            traceback.print_exception(failure.error)
+    return report(results, as_json=as_json, quiet=quiet)

@@ -1,0 +1,252 @@
+"""The folders of a search while it goes on: made before it starts, finished one by one, continued after an interruption.
+
+A search of one prompt and one seed is one run folder. Several make a folder of run folders with an `index.json`; each of
+them can be continued with the others, or by itself (unless they share a budget).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.arguments import IMAGE, INPUTS, Written, object_in, write_arguments
+from tsdiff.treesearch.disk import LOCAL, Disk, told
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.lock import holder
+from tsdiff.treesearch.plan import Plan
+from tsdiff.treesearch.protocols import Allocator
+from tsdiff.treesearch.results import Failure
+from tsdiff.treesearch.run import Run
+from tsdiff.treesearch.runfile import different, discard_segments
+from tsdiff.treesearch.runfolder import FORMAT, environment, read_json, slug, write_image, write_json, write_latents
+from tsdiff.treesearch.strictjson import decode, encode
+
+if TYPE_CHECKING:
+    from tsdiff.treesearch.results import Result
+
+RUN, INDEX, LOCK = "run.json", "index.json", "lock"
+
+FREE = frozenset({"model", "prompts", "seeds", "runs", "nfe_upper", "rows_upper", "calibration_cost", "notices", "rows_per_call", "seconds_limit"})
+"""Resolved options that may differ between the parts of a run: how much is done at once, and beside what."""
+
+MACHINE = ("packages", "cpu_capability", "threads", "gpu")
+"""Of the environment, what deterministic bytes depend on."""
+
+Place = tuple[int, int]
+
+
+class RunFolders:
+    """The run folders of one search.
+
+    Args:
+      plan: the search.
+      folder: its folder; it is there, and locked by the caller.
+      fingerprint: of the model.
+      disk: through which files are changed.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, fingerprint: str, *, disk: Disk = LOCAL) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.disk = disk
+        self.places: dict[int, Place] = {}
+        self.environment = environment()
+        self.fingerprint = fingerprint
+        self._written = write_arguments(plan.arguments, plan.image)
+        self._open: set[Place] = set()
+
+    def path(self, place: Place) -> Path:
+        """The run folder of a prompt and a seed."""
+        if self.plan.num_runs == 1:
+            return self.folder
+        return self.folder / f"{place[0]:04d}-{slug(self.plan.conditions[place[0]].label)}-seed{self.plan.seeds[place[1]]}"
+
+    def begin_all(self) -> None:
+        """Write what the search is, before anything else."""
+        if self.plan.num_runs > 1:
+            self._inputs(self.folder, self._written)
+            self._index({"status": "running"})
+
+    def begin(self, run: Run) -> Path:
+        """The folder of a run, made if it is not there."""
+        place = self.places[id(run)]
+        folder = self.path(place)
+        try:
+            self.disk.make_folder(folder)
+        except OSError as error:
+            raise told(error, folder) from error
+        known = status(folder)
+        if known is None:
+            self._inputs(folder, self._arguments(place))
+            self._run(place, {"status": "running"})
+        run.done = known == "done"
+        return folder
+
+    def opened(self, run: Run) -> None:
+        """The run's journal is open, and is that of this run."""
+        place = self.places[id(run)]
+        if not run.done and place not in self._open:
+            self._open.add(place)
+            if status(self.path(place)) != "running":
+                self._run(place, {"status": "running"})
+
+    def about(self, run: Run) -> dict[str, Any]:
+        """What a journal says of its run: everything that its bytes follow from."""
+        return self._about(self.places[id(run)])
+
+    def finish(self, place: Place, outcome: Result | Failure) -> None:
+        """Write what came of a run; the tensors of one that is done are not needed any more."""
+        folder = self.path(place)
+        self._open.discard(place)
+        if isinstance(outcome, Failure):
+            self._run(place, {"status": "failed", "error": outcome.message})
+        else:
+            outcome.write(folder, facts=self._facts(place), disk=self.disk)
+            self.tidy(place)
+
+    def tidy(self, place: Place) -> None:
+        """Remove the tensors of a run that is done: what is kept of them is in its `latents.safetensors`."""
+        discard_segments(self.path(place), self.disk)
+
+    def finish_all(self, facts: Mapping[str, Any]) -> None:
+        """Write the index of the whole search."""
+        self._index(facts)
+
+    def interrupt(self) -> None:
+        """Write that the search was stopped."""
+        for place in self._open:
+            self._run(place, {"status": "interrupted"})
+        self._open.clear()
+        if self.plan.num_runs > 1:
+            self._index({"status": "interrupted"})
+
+    def _arguments(self, place: Place) -> Written:
+        """What searches one prompt under one seed."""
+        plan = self.plan
+        if plan.num_runs == 1:
+            return self._written
+        return write_arguments({**plan.arguments, "prompts": plan.conditions[place[0]], "seed": plan.seeds[place[1]]}, plan.image)
+
+    def _inputs(self, folder: Path, written: Written) -> None:
+        tensors, image = written.tensors, written.image
+        if tensors and not (folder / INPUTS).exists():
+            write_latents(folder / INPUTS, tensors, tensors.__getitem__, disk=self.disk)
+        if image is not None and not (folder / IMAGE).exists():
+            write_image(folder / IMAGE, image, disk=self.disk)
+
+    def _run(self, place: Place, facts: Mapping[str, Any]) -> None:
+        write_json(self.path(place) / RUN, self._facts(place) | dict(facts), disk=self.disk)
+
+    def _index(self, facts: Mapping[str, Any]) -> None:
+        plan = self.plan
+        known = {"format": FORMAT, "status": "", "arguments": self._written.data, "options": plan.to_json() | {"typed": dict(plan.typed)}, "environment": self.environment}
+        write_json(self.folder / INDEX, known | dict(facts), disk=self.disk)
+
+    def _facts(self, place: Place) -> dict[str, Any]:
+        """What a run is, for its `run.json`."""
+        plan = self.plan
+        condition, seed = plan.conditions[place[0]], plan.seeds[place[1]]
+        data = self._arguments(place).data
+        options = plan.to_json() | {"typed": dict(plan.typed), "environment": self.environment}
+        facts = {"format": FORMAT, "status": "", "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
+        return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan)}
+
+    def _about(self, place: Place) -> dict[str, Any]:
+        plan = self.plan
+        condition, seed = plan.conditions[place[0]], plan.seeds[place[1]]
+        about = {
+            "prompt": condition.label,
+            "seed": seed,
+            "options": lasting(plan.to_json()),
+            "fingerprint": self.fingerprint,
+            "inputs": _digest(plan, condition),
+            "baseline": plan.baseline_cost is not None,
+        }
+        if plan.limits.deterministic:
+            about["machine"] = {name: self.environment[name] for name in MACHINE}
+        normal: dict[str, Any] = decode(encode(about))  # type: ignore[assignment]
+        return normal
+
+
+def lasting(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved options that must not change while a run lasts."""
+    return {name: value for name, value in options.items() if name not in FREE and name not in ("typed", "environment")}
+
+
+def shares_budget(plan: Plan) -> bool:
+    """Whether what one run may do depends on the others."""
+    return isinstance(plan.policy, Allocator) or plan.arguments.get("total_nfe") is not None
+
+
+def status(folder: Path) -> str | None:
+    """The status that a run folder tells: "running", "interrupted", "failed" or "done"; None if it tells none.
+
+    A run that says "running" while nobody holds its lock was interrupted without notice.
+    """
+    path = folder / RUN
+    if not path.exists():
+        return None
+    word = read_json(path).get("status")
+    return word if isinstance(word, str) else None
+
+
+CHANGEABLE = ("max_batch", "memory_limit", "seconds")
+"""Arguments that may change while a run lasts."""
+
+
+def unfinished(plan: Plan) -> Path | None:
+    """The newest folder in `plan.out` whose search was the same, was interrupted and is not being written; None if there is none."""
+    written = write_arguments(plan.arguments, plan.image)
+    if plan.out is None or not plan.out.is_dir() or written.tensors or object_in(written.data):
+        return None
+    wanted, options = _lasting(written.data), lasting(plan.to_json())
+    for folder in sorted(plan.out.glob("run-*"), reverse=True):
+        path = folder / (RUN if plan.num_runs == 1 else INDEX)
+        try:
+            if not path.exists() or holder(folder / LOCK) is not None:
+                continue
+            facts = read_json(path)
+        except UsageError:  # of another run, and nothing that this one needs
+            continue
+        arguments, known = facts.get("arguments"), facts.get("options")
+        if facts.get("status") not in ("running", "interrupted") or not isinstance(arguments, dict) or not isinstance(known, dict):
+            continue
+        if _equal(_lasting(arguments), wanted) and _equal(lasting(known), options) and (plan.image is None or _same_image(folder / IMAGE, plan.image)):
+            return folder
+    return None
+
+
+def _equal(known: Any, now: Any) -> bool:
+    return not different(known, json.loads(json.dumps(now)))
+
+
+def _lasting(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in CHANGEABLE}
+
+
+def _same_image(path: Path, image: Any) -> bool:
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        return bool(opened.tobytes() == image.tobytes())
+
+
+def require_same(known: Mapping[str, Any], plan: Plan, folder: Path) -> None:
+    """Raise a UsageError unless a plan does what a folder's search did."""
+    changed = different(lasting(known), lasting(json.loads(json.dumps(plan.to_json()))))
+    if changed:
+        raise UsageError(f"{str(folder)!r} cannot be continued with other options: {changed}; leave them as they were, or start a new search")
+
+
+def _digest(plan: Plan, condition: Any) -> str:
+    """A hash of what the options do not say: the condition, the initial image, the given noise."""
+    written = write_arguments({"condition": condition, "latents": plan.given}, None)
+    digest = hashlib.sha256(encode(written.data))
+    for name in sorted(written.tensors):
+        digest.update(written.tensors[name].numpy().tobytes())
+    if plan.image is not None:
+        digest.update(plan.image.tobytes())
+    return digest.hexdigest()

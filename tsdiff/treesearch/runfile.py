@@ -1,0 +1,212 @@
+"""The durable part of one run folder: its journal and its segments, written in step.
+
+Tensors go to the segments, then the group that knows their places goes to the journal; both are synced together, the
+segments first. A group without a sync survives the end of the process at once; after a power cut, groups from the last
+synced one on count only as far as their tensors are there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tsdiff.treesearch.disk import LOCAL, Disk, told
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.journal import Group, Journal, JournalReader, Position
+from tsdiff.treesearch.raw import Raw
+from tsdiff.treesearch.segmentfile import DamagedRecord, Place, read, segment_numbers, segment_path
+from tsdiff.treesearch.segments import SEGMENT_BYTES, Segments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+JOURNAL = "journal.jsonl"
+SEGMENTS = "latents"
+SYNC_SECONDS = 0.25
+
+
+class RunFile:
+    """A run folder's journal and segments, open to append.
+
+    Args:
+      folder: of the run; it is there, and locked by the caller.
+      about: what the run is; a journal that is there must say the same.
+      disk: through which files are changed.
+      sync_seconds: how long groups may wait for their sync; 0 syncs each.
+      segment_bytes: size from which a new segment is begun.
+
+    Raises:
+      UsageError, SetupError: if the files belong to another run or a newer tsdiff, or cannot be read or written.
+    """
+
+    def __init__(
+        self, folder: Path, about: Mapping[str, Any], *, disk: Disk = LOCAL, sync_seconds: float = SYNC_SECONDS, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        self.folder = folder
+        self.users = 0
+        self._swept = 0
+        self._sync_seconds = sync_seconds
+        self._segments: Segments | None = None
+        self._journal = Journal.open(folder / JOURNAL, dict(about), disk=disk)
+        try:
+            if self._journal.about != about:
+                raise UsageError(f"{str(folder)!r} cannot be continued as another search: {different(self._journal.about, about)}")
+            self.dropped = self._journal.dropped
+            self._drop_unreadable()
+            self.tapes, self.engine, end = _index(folder)
+            self._segments = Segments.open(self.segment_folder, end=end, limit=segment_bytes, disk=disk)
+        except BaseException:
+            self.close()
+            raise
+        self._synced_at = time.monotonic()
+
+    @property
+    def segment_folder(self) -> Path:
+        """Where the segments are."""
+        return self.folder / SEGMENTS
+
+    def store(self, key: str, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
+        """Write tensors that the next `commit` will tell of; returns their places."""
+        assert self._segments is not None
+        return {name: self._segments.append(f"{key}/{name}", Raw.of_tensor(tensor)) for name, tensor in tensors.items()}
+
+    def commit(self, records: Sequence[dict[str, Any]], *, sync: bool = False) -> None:
+        """Append a group, whole or not at all; with `sync`, or when one is due, it would survive a power cut too."""
+        assert self._segments is not None
+        sync = sync or time.monotonic() - self._synced_at >= self._sync_seconds
+        if sync:
+            self._segments.sync()
+        last = records[-1] | {"segments": list(self._segments.end), "synced": sync}
+        self._journal.commit([*records[:-1], last], sync=sync)
+        if sync:
+            self._synced_at = time.monotonic()
+
+    @property
+    def full_segments(self) -> bool:
+        """Whether a segment has been filled since `sweep` was called last."""
+        assert self._segments is not None
+        return self._segments.end[0] > self._swept
+
+    def sweep(self, wanted: Container[int]) -> None:
+        """Remove full segments of which nothing is wanted any more; what no longer wants them must have been committed."""
+        assert self._segments is not None
+        self._segments.sync()
+        self._journal.sync()
+        self._swept = self._segments.end[0]
+        for number in segment_numbers(self.segment_folder):
+            if number < self._swept and number not in wanted:
+                self._segments.discard(number)
+
+    def close(self) -> None:
+        """Close the files; closing twice is fine."""
+        self._journal.close()
+        if self._segments is not None:
+            self._segments.close()
+
+    def _drop_unreadable(self) -> None:
+        """Take back the groups after the last synced one from the first on whose tensors are not there."""
+        unsure: list[Group] = []
+        for group in JournalReader(self.folder / JOURNAL):
+            unsure = [] if group.records[-1]["synced"] else [*unsure, group]  # type: ignore[index, call-overload]
+        for group in unsure:
+            if not all(_readable(self.segment_folder, record) for record in group.records):
+                size = group.end.lines - len(group.records)
+                before = next((other.end for other in JournalReader(self.folder / JOURNAL) if other.end.lines == size), None)
+                start = JournalReader(self.folder / JOURNAL).start
+                assert start is not None
+                self._journal.cut(before or start)
+                return
+
+
+class Tape:
+    """The records of one tree, read one by one from the journal.
+
+    Attributes:
+      answers: of pending verifiers, by (node, value key), that no completed request has taken up.
+      end: what was written when the tree had ended; None if it had not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.answers: dict[tuple[int, str], deque[dict[str, Any]]] = {}
+        self.count = 0
+        self.end: dict[str, Any] | None = None
+        self._places: deque[tuple[Position, int, int]] = deque()
+
+    def add(self, before: Position, place: int, record: Mapping[str, Any]) -> None:
+        """A record is at a place of the group after a position."""
+        if "request" in record:
+            self._places.append((before, place, before.lines + place + 1))
+            if "refused" not in record:
+                self.answers.clear()
+        elif "answer" in record:
+            answer = record["answer"]
+            self.answers.setdefault((answer["node"], answer["key"]), deque()).append(answer["value"])
+        else:
+            self.end = record["end"]
+
+    def next(self) -> tuple[dict[str, Any], str] | None:
+        """The next request's record and where it is, for messages; None at the end."""
+        if not self._places:
+            return None
+        before, place, line = self._places.popleft()
+        path = self.folder / JOURNAL
+        group = next(iter(JournalReader(path, after=before)))
+        record: Any = group.records[place]
+        return record, f"line {line} of {str(path)!r}"
+
+
+def _index(folder: Path) -> tuple[dict[str, Tape], dict[str, int], tuple[int, int]]:
+    """The tape of each tree by its ledger line, the last state of the engine's counters, and where the segments end."""
+    tapes: dict[str, Tape] = {}
+    engine: dict[str, int] = {}
+    end = (0, 0)
+    reader = JournalReader(folder / JOURNAL)
+    before = reader.start
+    assert before is not None
+    for group in reader:
+        for place, record in enumerate(group.records):
+            assert isinstance(record, dict)
+            tapes.setdefault(record["tree"], Tape(folder)).add(before, place, record)
+            engine = record.get("engine", engine)
+            end = tuple(record.get("segments", end))
+        before = group.end
+    return tapes, engine, end
+
+
+def _readable(folder: Path, record: Any) -> bool:
+    for effect in record.get("effects", ()):
+        for place in effect.get("tensors", {}).values():
+            try:
+                read(folder, Place.from_json(place))
+            except DamagedRecord:
+                return False
+    return True
+
+
+def discard_segments(folder: Path, disk: Disk) -> None:
+    """Remove a run folder's segments, if there are any. Raises SetupError if the disk fails."""
+    segments = folder / SEGMENTS
+    if not segments.is_dir():
+        return
+    try:
+        for number in segment_numbers(segments):
+            disk.remove(segment_path(segments, number))
+        disk.sync_folder(segments)
+        segments.rmdir()
+        disk.sync_folder(folder)
+    except OSError as error:
+        raise told(error, segments) from error
+
+
+def different(before: Any, now: Any, name: str = "") -> str:
+    """What differs between two JSON values, in words; "" if nothing does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [*before, *(key for key in now if key not in before)]
+        return "; ".join(filter(None, (different(before.get(key), now.get(key), f"{name}.{key}" if name else str(key)) for key in names)))
+    if before == now and type(before) is type(now):
+        return ""
+    return f"{name or 'it'} was {before!r} and is {now!r} now"
