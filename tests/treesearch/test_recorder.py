@@ -10,7 +10,7 @@ import pytest
 import torch
 from fakes import Hooked, Judge, Jury, RandomSearch, grow, sample
 from faulty_disk import FaultyDisk, Killed
-from runs import Folders, record, recorded_bytes
+from recorded_runs import Folders, record, recorded_bytes
 
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import BudgetExhausted, UsageError

@@ -103,7 +103,7 @@ def test_a_stop_has_been_continued_once(eta, branch):
     check_books(grown)
     leaves = [node for node in grown.runs[0].tree.nodes if node.level == 6]
     if eta:
-        leaf, other, anew = leaves
+        _, other, anew = leaves
         assert not torch.equal(grown.latent(other), grown.latent(anew))
 
 

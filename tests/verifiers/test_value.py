@@ -435,3 +435,14 @@ def test_a_search_with_another_latent_shape_is_refused(tmp_path):
     fit(synthetic((1, 8, 8), 8, ["near (1, 1)"], lambda latents, prompt: latents.mean()), steps=2, width=8).write(tmp_path / "v")
     with pytest.raises(UsageError, match=r"was fitted to latents of shape \(1, 8, 8\), but these are \(2,\)"):
         tsdiff.search("gaussian", "near (3, 2.4)", policy="best-of-n", policy_options={"n": 2}, verifier=Value(path=str(tmp_path / "v")), steps=3)
+
+
+def test_a_search_of_another_model_is_refused(folders):
+    """The engine asks before anything is denoised, in an ensemble too; the shape of latents alone would not tell."""
+    from tsdiff.worlds.gaussian.mixture import Mixture
+
+    folder = folders["x0"]
+    other = GaussianModel(Mixture(weights=(1.0,), means=((0.0, 0.0),), stds=(1.0,)))
+    for verifier in (f"value:{folder}", f"ensemble:rule=weighted,members=[value:path={folder},gaussian-target]"):
+        with pytest.raises(UsageError, match="other weights"):
+            tsdiff.search(other, "near (1, 1)", policy="best-of-n", verifier=verifier, steps=4)

@@ -449,6 +449,15 @@ class Pool:
 
 
 @runtime_checkable
+class BoundVerifier(Protocol):
+    """A verifier that belongs to one model: it reads latents, which mean nothing in another model's space."""
+
+    def require_model(self, fingerprint: str, latent_shape: tuple[int, ...], schedule_kind: str) -> None:
+        """Raise UsageError unless this is the model that it was made for. Called when the model has loaded, before `prepare`."""
+        ...
+
+
+@runtime_checkable
 class CalibratedVerifier(Protocol):
     """A verifier that compares scores with those of plain samples of the same model, schedule and prompts.
 

@@ -21,7 +21,7 @@ from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import Recipe, Torch
 from tsdiff.treesearch.plan import Plan, prepare
 from tsdiff.treesearch.pools import KIND
-from tsdiff.treesearch.protocols import Allocator, Condition, DiffusionModel, Policy, Search, TreeView
+from tsdiff.treesearch.protocols import Allocator, BoundVerifier, Condition, DiffusionModel, Policy, Search, TreeView
 from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.requests import Denoise, Draw, Score
@@ -165,6 +165,8 @@ def execute(
             models: dict[str | None, DiffusionModel] = {None: model}
             models.update({name: outline.load() for name, outline in plan.helpers.items()})
             for verifier in plan.verifiers:
+                if isinstance(verifier, BoundVerifier):
+                    verifier.require_model(model.fingerprint, model.latent_shape(plan.size), plan.schedule.kind)
                 verifier.prepare(model.device)
             store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
             stack.callback(store.close)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tsdiff.treesearch.errors import TsdiffWarning, UsageError
 from tsdiff.treesearch.parameters import parameter
-from tsdiff.treesearch.protocols import CalibratedVerifier, Candidates, Condition, Need, Pool, Scores, Verifier
+from tsdiff.treesearch.protocols import BoundVerifier, CalibratedVerifier, Candidates, Condition, Need, Pool, Scores, Verifier
 from tsdiff.treesearch.references import resolve_verifier
 from tsdiff.treesearch.registry import split_elements, split_options
 from tsdiff.treesearch.schedule import Schedule
@@ -135,6 +135,12 @@ class Ensemble:
         if not self.rule.calibrated:
             return None
         return Pool(self.members, self.rule.samples, 1 if self.judges == "final" else self.rule.levels)
+
+    def require_model(self, fingerprint: str, latent_shape: tuple[int, ...], schedule_kind: str) -> None:
+        """Raise UsageError if a member was made for another model."""
+        for member in self.members:
+            if isinstance(member, BoundVerifier):
+                member.require_model(fingerprint, latent_shape, schedule_kind)
 
     def prepare(self, device: str) -> None:
         """Load the members' weights."""
