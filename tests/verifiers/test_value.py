@@ -443,6 +443,6 @@ def test_a_search_of_another_model_is_refused(folders):
 
     folder = folders["x0"]
     other = GaussianModel(Mixture(weights=(1.0,), means=((0.0, 0.0),), stds=(1.0,)))
-    for verifier in (f"value:{folder}", f"ensemble:rule=weighted,members=[value:path={folder},gaussian-target]"):
+    for verifier in (f"value:{folder}", f"ensemble:rule=weighted,members=[gaussian-target,value:path={folder}]"):
         with pytest.raises(UsageError, match="other weights"):
             tsdiff.search(other, "near (1, 1)", policy="best-of-n", verifier=verifier, steps=4)
