@@ -443,6 +443,6 @@ def test_a_search_of_another_model_is_refused(folders):
 
     folder = folders["x0"]
     other = GaussianModel(Mixture(weights=(1.0,), means=((0.0, 0.0),), stds=(1.0,)))
-    for verifier in (f"value:{folder}", f"ensemble:rule=weighted,members=[gaussian-target,value:path={folder}]"):
+    for verifiers, ensemble in ((f"value:{folder}", None), ([f"value:{folder}", "gaussian-target"], "weighted")):
         with pytest.raises(UsageError, match="other weights"):
-            tsdiff.search(other, "near (1, 1)", policy="best-of-n", verifier=verifier, steps=4)
+            tsdiff.search(other, "near (1, 1)", policy="best-of-n", verifier=verifiers, ensemble=ensemble, steps=4)
