@@ -6,24 +6,22 @@ diffusion models beyond scaling denoising steps" (arXiv 2501.09732).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.parameters import parameter
-from tsdiff.treesearch.protocols import Candidates, Condition, Scores
+from tsdiff.treesearch.protocols import Condition
 from tsdiff.verifiers.dino_network import DinoNetwork, DinoSource, locate
-from tsdiff.verifiers.labels import class_index, class_scores
-from tsdiff.verifiers.neural import Neural, answered, sighted
+from tsdiff.verifiers.labels import Classifier, class_index
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinoClassifier(Neural):
+class DinoClassifier(Classifier):
     """How surely an image shows the condition's class, by DINOv2 with a linear head.
 
     The model is a folder of transformers' Dinov2ForImageClassification (facebook/dinov2-large-imagenet1k-1-layer and its
@@ -42,8 +40,6 @@ class DinoClassifier(Neural):
       UsageError: for a wrong option, or files that are missing, damaged or do not belong together.
       SetupError: for weights that exist but are not on this machine; the message says how to fetch them.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"images", "conditions"})
 
     name: str = parameter("dino-classifier", help="what its scores are called, to tell two of them apart")
     model: str = parameter("", help="a folder, or OWNER/NAME in the hub's cache")
@@ -71,26 +67,8 @@ class DinoClassifier(Neural):
         """The files that hold the weights."""
         return self.source.weights
 
-    def check(self, condition: Condition) -> None:
-        """Raise UsageError if the condition has no class, or one that the model does not know."""
-        self._class(condition)
-
     def _class(self, condition: Condition) -> int:
         return class_index(self.name, condition, self.source.labels, self.label)
-
-    def score(self, candidates: Candidates) -> Scores:
-        """Score images of any size and any number of trees in one batch; values are float32 (B,), differentiable.
-
-        An image whose pixels are not all finite fails alone.
-        """
-        images, finite = sighted(candidates.images)
-        logits, classes = self.logits(images), [self._class(condition) for condition in candidates.conditions]
-        parts = {} if self.scale == "logit" else {"logit": class_scores(logits, classes, "logit")}
-        return answered(class_scores(logits, classes, self.scale), finite, parts)
-
-    def values(self, images: Tensor, classes: Sequence[int]) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W) in [0, 1] for class numbers, with gradients if the images have them."""
-        return class_scores(self.logits(images), classes, self.scale)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of all classes for images (B, 3, H, W) in [0, 1]."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
-from tsdiff.treesearch.protocols import Condition
+from tsdiff.treesearch.protocols import Candidates, Condition, Scores
+from tsdiff.verifiers.neural import Neural, answered, sighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,3 +50,37 @@ def class_scores(logits: Tensor, classes: Sequence[int], scale: Literal["log-pro
         logits = logits.log_softmax(-1)
     scores = logits.gather(-1, torch.tensor(classes, device=logits.device)[:, None])[:, 0]
     return scores.exp() if scale == "probability" else scores
+
+
+class Classifier(Neural):
+    """A network that scores an image for the condition's class; `scale` says how."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"images", "conditions"})
+
+    scale: Literal["log-probability", "logit", "probability"]
+
+    @abstractmethod
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of all classes for images (B, 3, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def _class(self, condition: Condition) -> int:
+        """The number of the class that a condition means. Raises UsageError if there is none."""
+
+    def check(self, condition: Condition) -> None:
+        """Raise UsageError if the condition has no class, or one that is not among the model's."""
+        self._class(condition)
+
+    def score(self, candidates: Candidates) -> Scores:
+        """Score images of any size and any number of trees in one batch; values are float32 (B,), differentiable.
+
+        An image whose pixels are not all finite fails alone.
+        """
+        images, finite = sighted(candidates.images)
+        logits, classes = self.logits(images), [self._class(condition) for condition in candidates.conditions]
+        parts = {} if self.scale == "logit" else {"logit": class_scores(logits, classes, "logit")}
+        return answered(class_scores(logits, classes, self.scale), finite, parts)
+
+    def values(self, images: Tensor, classes: Sequence[int]) -> Tensor:
+        """Scores (B,) of images (B, 3, H, W) in [0, 1] for class numbers, with gradients if the images have them."""
+        return class_scores(self.logits(images), classes, self.scale)

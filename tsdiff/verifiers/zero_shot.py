@@ -7,20 +7,18 @@ Sources: Radford et al. 2021, "Learning transferable visual models from natural 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.parameters import parameter
-from tsdiff.treesearch.protocols import Candidates, Condition, Scores
+from tsdiff.treesearch.protocols import Condition
 from tsdiff.verifiers import clip_network
 from tsdiff.verifiers.clip_files import Source
 from tsdiff.verifiers.clip_source import locate
-from tsdiff.verifiers.labels import class_index, class_scores
+from tsdiff.verifiers.labels import Classifier, class_index
 from tsdiff.verifiers.libraries import quiet_libraries
-from tsdiff.verifiers.neural import Neural, answered, sighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +30,7 @@ IMAGENET = "imagenet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipZeroShot(Neural):
+class ClipZeroShot(Classifier):
     """How surely an image shows the condition's class rather than the others, by their names under a CLIP model.
 
     A class is the direction of the mean feature of its name in every template; an image's logit for it is the model's
@@ -53,8 +51,6 @@ class ClipZeroShot(Neural):
       UsageError: for a wrong option, or files that are missing, damaged or do not belong together.
       SetupError: for weights that exist but are not on this machine; the message says how to fetch them.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset({"images", "conditions"})
 
     name: str = parameter("clip-zero-shot", help="what its scores are called, to tell two of them apart")
     model: str = parameter("", help="a folder, OWNER/NAME, an open_clip name, or a config file")
@@ -116,27 +112,9 @@ class ClipZeroShot(Neural):
         """The files that hold the weights."""
         return self.source.weights
 
-    def check(self, condition: Condition) -> None:
-        """Raise UsageError if the condition has no class, or one that is not in the list."""
-        self._class(condition)
-
     def _class(self, condition: Condition) -> int:
         spoken = condition.prompt if condition.prompt in self.names else self.label
         return class_index(self.name, condition, self.names, spoken)
-
-    def score(self, candidates: Candidates) -> Scores:
-        """Score images of any size and any number of trees in one batch; values are float32 (B,), differentiable.
-
-        An image whose pixels are not all finite fails alone.
-        """
-        images, finite = sighted(candidates.images)
-        logits, classes = self.logits(images), [self._class(condition) for condition in candidates.conditions]
-        parts = {} if self.scale == "logit" else {"logit": class_scores(logits, classes, "logit")}
-        return answered(class_scores(logits, classes, self.scale), finite, parts)
-
-    def values(self, images: Tensor, classes: Sequence[int]) -> Tensor:
-        """Scores (B,) of images (B, 3, H, W) in [0, 1] for class numbers, with gradients if the images have them."""
-        return class_scores(self.logits(images), classes, self.scale)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of all classes for images (B, 3, H, W) in [0, 1]."""
