@@ -19,7 +19,7 @@ def recipes(runs: Path) -> dict[str, Recipe]:
     from tsdiff.worlds.shapes.train.features import Classifier
 
     latents = runs / "autoencoder" / "model"
-    long = Training(steps=36_000, batch=32, rate=7e-4, warmup=500, average=0.9995)
+    long = Training(steps=20_000, batch=32, rate=7e-4, warmup=500, average=0.9995)
     made: list[Recipe] = [
         Autoencoder(),
         Denoiser("shapes", (32, 96, 160), latents, long),
