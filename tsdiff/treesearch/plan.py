@@ -20,6 +20,7 @@ from tsdiff.treesearch.pools import announce, pools
 from tsdiff.treesearch.protocols import (
     Allocator,
     Condition,
+    Demo,
     Guidance,
     LoadOptions,
     ModelOutline,
@@ -28,6 +29,7 @@ from tsdiff.treesearch.protocols import (
     Size,
     Verifier,
 )
+from tsdiff.treesearch.references import resolve_verifier
 from tsdiff.treesearch.resolve import Verifiers, check_needs, resolve_policy, resolve_verifiers
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
@@ -239,8 +241,9 @@ def prepare(
     if not verifiers and not callable(verifiers):
         if outline.demo is None:
             raise UsageError("no verifier was given, so there is nothing to search for; name one (--verifier), `tsdiff list verifiers` lists all")
-        verifiers = outline.demo.verifier
-        notices.append(f"no verifier was given: using {outline.demo.verifier!r}")
+        verifiers, missing = _usual_verifiers(outline.demo, conditions)
+        notices.append(f"no verifier was given: using {' and '.join(map(repr, verifiers))}")
+        notices.extend(missing)
     chosen, open_size = resolve_policy(policy, policy_options or {})
     judges, roles = resolve_verifiers(verifiers, chosen, ensemble)
     for judge in judges:
@@ -299,6 +302,21 @@ def prepare(
         target=target,
         arguments=arguments,
     )
+
+
+def _usual_verifiers(demo: Demo, conditions: Sequence[Condition]) -> tuple[list[str], list[str]]:
+    """The verifiers of a model's demonstration, and a line for each that cannot judge these conditions: the first must."""
+    steering, *others = demo.verifiers
+    chosen, missing = [steering], []
+    for name in others:
+        judge = resolve_verifier(name)
+        try:
+            for condition in conditions:
+                judge.check(condition)
+            chosen.append(name)
+        except UsageError as error:
+            missing.append(f"{name!r} is left out: {error}")
+    return chosen, missing
 
 
 def _limits(deterministic: bool, max_batch: int | None, memory_limit: int | None, seconds: float | None) -> Limits:

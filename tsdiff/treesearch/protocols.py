@@ -116,10 +116,15 @@ class Media:
 
 @dataclass(frozen=True)
 class Demo:
-    """What a search does when the caller names no prompt or verifier."""
+    """What a search does when the caller names no prompt or verifier.
+
+    Attributes:
+      prompt: shows what a search is good for.
+      verifiers: the first steers; the others say of finished samples what it made of them.
+    """
 
     prompt: str
-    verifier: str
+    verifiers: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,13 @@ class Result:
         return {name: (part, plain[name][0] if name in plain else None) for name, part in ((value.parts if value else None) or {}).items()}
 
     @property
+    def others(self) -> dict[str, tuple[float | None, float | None]]:
+        """What the other verifiers make of the answer, by name, each with the baseline sample's (None where it has none)."""
+        plain = {} if self.baseline is None else self.baseline.node.values
+        names = [name for name in self.node.values if name != self.tree.verifier and "@" not in name]
+        return {name: (self.node.values[name].score, plain[name].score if name in plain else None) for name in names}
+
+    @property
     def ledger(self) -> TreeLedger:
         """What the search has spent."""
         return self.tree.ledger
@@ -180,6 +187,7 @@ class Result:
             "score": self.score,
             "scores": values,
             "first_score": self.first_score,
+            "first_scores": {} if self.baseline is None or self.relative else self.baseline.to_json()["scores"],
             "node": self.node.index,
             "nodes": len(self.tree.nodes),
             "failed_nodes": sum(node.failed for node in self.tree.nodes),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 import torch
 
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.worlds.shapes.train.loop import Recipe, Training, finish, train
+from tsdiff.worlds.shapes.train.loop import Recipe, Training, account, finish, train
 
 
 def recipes(runs: Path) -> dict[str, Recipe]:
@@ -50,6 +51,7 @@ def main(model: str, runs: Path, threads: int, every: int, until: int | None, ex
         raise click.ClickException(str(error)) from error
     if until is None or until >= recipe.training.steps or export_now:
         recipe.export(trained, folder / "model")
+        (folder / "model" / "training.json").write_text(json.dumps(account(folder), indent=1) + "\n")
         click.echo(f"wrote {folder / 'model'}")
 
 
