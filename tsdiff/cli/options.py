@@ -93,6 +93,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _sampling("--solver", metavar="NAME", help="A name of `tsdiff list solvers`; the model's own by default."),
     _sampling("--eta", type=float, metavar="SHARE", help="Noise added by each step of the solvers that have it."),
     _sampling("--guidance-scale", type=float, metavar="SCALE", help="1 is no guidance; the model's own by default."),
+    _sampling("--true-cfg-scale", type=float, metavar="SCALE", help="Classifier-free guidance of a model whose network is told --guidance-scale; 1 is none."),
     _sampling("--guidance-rescale", type=click.FloatRange(0.0, 1.0), default=0.0, show_default=True, metavar="SHARE", help="Std matching, 0 to 1."),
     _sampling("--guidance-interval", type=values.INTERVAL, metavar="LOW,HIGH", help="Guide only where sigma/alpha lies between."),
     _sampling("--strict-scheduler/--no-strict-scheduler", help="Refuse a scheduler that is not supported, do not replace it."),

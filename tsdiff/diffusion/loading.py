@@ -17,6 +17,16 @@ from tsdiff.treesearch.protocols import DiffusionModel, LoadOptions, ModelOutlin
 FAMILIES = {
     "StableDiffusionPipeline": "tsdiff.diffusion.stable_diffusion:StableDiffusionOutline",
     "StableDiffusionImg2ImgPipeline": "tsdiff.diffusion.stable_diffusion:StableDiffusionOutline",
+    "StableDiffusionXLPipeline": "tsdiff.diffusion.stable_diffusion_xl:StableDiffusionXLOutline",
+    "StableDiffusionXLImg2ImgPipeline": "tsdiff.diffusion.stable_diffusion_xl:StableDiffusionXLOutline",
+    "StableDiffusion3Pipeline": "tsdiff.diffusion.stable_diffusion_3:StableDiffusion3Outline",
+    "StableDiffusion3Img2ImgPipeline": "tsdiff.diffusion.stable_diffusion_3:StableDiffusion3Outline",
+    "FluxPipeline": "tsdiff.diffusion.flux:FluxOutline",
+    "FluxImg2ImgPipeline": "tsdiff.diffusion.flux:FluxOutline",
+    "PixArtSigmaPipeline": "tsdiff.diffusion.pixart:PixArtOutline",
+    "PixArtAlphaPipeline": "tsdiff.diffusion.pixart:PixArtOutline",
+    "DiTPipeline": "tsdiff.diffusion.dit:DiTOutline",
+    "SiTPipeline": "tsdiff.diffusion.sit:SiTOutline",
 }
 """Pipeline class -> where its family's outline is; an outline is made from a `Source`."""
 

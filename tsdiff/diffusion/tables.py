@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -284,6 +285,8 @@ def _sigma_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
 
 
 def _check_grid(tables: Tables, num_steps: int, trained: int) -> None:
+    if any(math.isnan(value) for value in tables.grid):
+        raise UsageError(f"{num_steps} steps leave a level without a noise scale under this scheduler's config; ask for more steps")
     snrs = tables.schedule.log_snrs
     falls = any(later <= earlier for earlier, later in pairwise(snrs[:-1])) or snrs[-1] < snrs[-2]
     beyond = tables.family != "flow" and max(tables.schedule.timesteps) > trained - 1

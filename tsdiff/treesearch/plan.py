@@ -27,6 +27,7 @@ from tsdiff.treesearch.protocols import (
     Policy,
     Setting,
     Size,
+    ToldOutline,
     Verifier,
 )
 from tsdiff.treesearch.references import resolve_verifier
@@ -185,6 +186,7 @@ def prepare(
     solver: str | None = None,
     eta: float | None = None,
     guidance_scale: float | None = None,
+    true_cfg_scale: float | None = None,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     negative_prompt: str = "",
@@ -232,7 +234,8 @@ def prepare(
             raise UsageError(f"no prompt was given and model {outline.name!r} has no demonstration; give a prompt")
         prompts = outline.demo.prompt
         notices.append(f"no prompt was given: searching the demonstration prompt {outline.demo.prompt!r}")
-    base = Condition("", negative_prompt, class_label, tensors, dict(condition_extra or {}))
+    extra, guidance_scale = _told(outline, dict(condition_extra or {}), guidance_scale, true_cfg_scale)
+    base = Condition("", negative_prompt, class_label, tensors, extra)
     conditions = tuple(_conditions(prompts, base))
     scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
     guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
@@ -399,6 +402,16 @@ def _guidance(outline: ModelOutline, scale: float, rescale: float, interval: tup
     return Guidance(scale, rescale, interval)
 
 
+def _told(outline: ModelOutline, extra: dict[str, Any], scale: float | None, true_cfg_scale: float | None) -> tuple[dict[str, Any], float | None]:
+    """The options of conditions and the scale of classifier-free guidance: some networks are told the guidance scale instead."""
+    told = outline.told_scale if isinstance(outline, ToldOutline) else None
+    if told is not None:
+        return {"guidance_scale": told if scale is None else scale} | extra, 1.0 if true_cfg_scale is None else true_cfg_scale
+    if true_cfg_scale is not None:
+        raise UsageError(f"true_cfg_scale is {true_cfg_scale:g} but the network of model {outline.name!r} is not told a guidance scale, so that there is one kind of guidance only; give guidance_scale")
+    return extra, scale
+
+
 def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, ...], seeds: Sequence[int]) -> tuple[Recipe | None, Tensor | None]:
     """The recipe of root 0 and the caller's own noise."""
     if initial_noise not in ("portable", "torch"):
@@ -435,7 +448,9 @@ def _tail(schedule: Schedule, init_image: Any, strength: float | None) -> Schedu
     strength = 0.8 if strength is None else strength
     if not 0.0 < strength <= 1.0:
         raise UsageError(f"strength is {strength:g} but must lie in (0, 1]")
-    start = schedule.last - min(int(schedule.last * strength), schedule.last)
+    # Image-to-image pipelines of flow models round towards remaking more, those of diffusion models towards less.
+    remade = schedule.last * strength
+    start = int(schedule.last - remade) if schedule.kind == "flow" else schedule.last - min(int(remade), schedule.last)
     if start == schedule.last:
         raise UsageError(f"strength {strength:g} leaves none of {schedule.last} steps; use at least {1 / schedule.last:g}")
     return schedule.tail(start)

@@ -202,6 +202,21 @@ class ModelOutline(Protocol):
         ...
 
 
+@runtime_checkable
+class ToldOutline(Protocol):
+    """An outline whose network may be told the guidance scale (distilled guidance), which costs no second row.
+
+    `guidance_scale` of a search is then the option "guidance_scale" of its conditions, and `true_cfg_scale` the scale of
+    classifier-free guidance beside it.
+
+    Attributes:
+      told_scale: what the network is usually told, None if this model's network is not told anything.
+    """
+
+    @property
+    def told_scale(self) -> float | None: ...
+
+
 class DiffusionModel(ModelOutline, Protocol):
     """A model ready to run.
 
