@@ -41,7 +41,7 @@ def test_guidance_of_flux_is_that_of_its_pipeline(options: dict[str, Any], rows:
 
 def test_there_is_one_kind_of_guidance_where_the_network_is_not_told_the_scale() -> None:
     for pipe in (tiny_flux(told=False), tiny_sd3()):
-        with pytest.raises(UsageError, match="true_cfg_scale is 2 but .* give guidance_scale"):
+        with pytest.raises(UsageError, match=r"true_cfg_scale is 2 but .* give guidance_scale"):
             searched(pipe, true_cfg_scale=2.0)
 
 

@@ -88,6 +88,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _model("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto", show_default=True, help="Of the weights."),
     _model("--revision", metavar="NAME", help="Revision of a hub repository."),
     _model("--variant", metavar="NAME", help="Variant of the weights, e.g. fp16."),
+    _model("--lora", multiple=True, metavar="PATH[:SCALE]", help="A LoRA file (.safetensors) to merge into the weights, at scale 1 or the given one; repeatable."),
     _model("--offline/--no-offline", help="Never touch the network."),
     _sampling("--steps", type=_POSITIVE, metavar="N", help="Denoising steps; the model's own by default."),
     _sampling("--solver", metavar="NAME", help="A name of `tsdiff list solvers`; the model's own by default."),

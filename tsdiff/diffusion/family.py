@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tsdiff.diffusion.sampler import TableSampler
 
-VP_SOLVERS = ("ddim", "ddpm", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde")
+VP_SOLVERS = ("ddim", "ddpm", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde", "lcm")
 """Solvers of models that were trained on a variance-preserving process."""
 
 _NATIVE = {
@@ -26,6 +26,7 @@ _NATIVE = {
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler-ancestral",
     "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
 }
 _MULTISTEP = {"dpmsolver++": "dpm++2m", "sde-dpmsolver++": "dpm++2m-sde"}
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")

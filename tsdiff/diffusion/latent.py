@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tsdiff.diffusion.family import PipelineModel, PipelineOutline
 from tsdiff.diffusion.fingerprint import fingerprint
+from tsdiff.diffusion.lora import lora_facts, merge_loras
 from tsdiff.diffusion.pipelines import device_of, load_pipeline
 from tsdiff.diffusion.vae import decode, encode, needs_upcast, upcast
 from tsdiff.treesearch.protocols import Condition, Encoded, Media, Row
@@ -51,6 +52,10 @@ class LatentModel(PipelineModel):
         self._network = network
         super().__init__(outline, pipeline, str(device_of(getattr(pipeline, network), device)))
         self.dtype = self.network.dtype  # diffusers walks through all parameters to tell it, which takes a millisecond
+        if outline.source.options.lora:
+            # Named before they are merged: merged weights have other last bits on every kind of machine.
+            _ = self.fingerprint
+            merge_loras(pipeline, outline.name, outline.source.options.lora)
         vae = pipeline.vae
         self._vae_device = device_of(vae, device)
         self._vae = upcast(vae) if needs_upcast(vae) else vae
@@ -69,7 +74,8 @@ class LatentModel(PipelineModel):
 
     def facts(self) -> dict[str, Any]:
         """Further plain data that results depend on."""
-        return {}
+        files = self.outline.source.options.lora
+        return {"lora": lora_facts(files)} if files else {}
 
     def encode(self, conditions: Sequence[Condition], *, guided: bool) -> list[Encoded]:
         """Encode conditions, in order; with `guided` each gets its unconditional row too.

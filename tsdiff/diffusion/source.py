@@ -175,16 +175,17 @@ def weights_variant(folder: Path, library: str, variant: str | None) -> str | No
                 if not isinstance(shards, dict) or not shards:
                     raise UsageError(f"{str(folder / index)!r} lists no weight files (`weight_map`); download the pipeline again")
                 for shard in sorted(set(shards.values())):
-                    _check_file(folder / shard)
+                    check_file(folder / shard)
                 return found
         for name in (f"{stem}{tag}.safetensors", f"{pickle}{tag}.bin"):
             if (folder / name).is_file():
-                _check_file(folder / name)
+                check_file(folder / name)
                 return found
     raise UsageError(f"{str(folder)!r} holds no weights; expected is {stem}.safetensors (or {pickle}.bin, or shards with their index). Save or download the pipeline again")
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise UsageError unless a weight file is there and its header can be read."""
     if not path.is_file():
         raise UsageError(f"weight file {str(path)!r} is missing; download the pipeline again")
     with path.open("rb") as file:

@@ -14,26 +14,31 @@ from tsdiff.diffusion.latent import LatentModel
 from tsdiff.diffusion.pipelines import refuse_training
 from tsdiff.diffusion.source import Source
 from tsdiff.diffusion.stable_diffusion_conditions import IMAGE, TEXT, Conditioner, ConditionRules
+from tsdiff.diffusion.told_guidance import TOLD
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.protocols import Condition, Row, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+TOLD_SCALE = 8.5
+"""The guidance scale that the UNet of a latent consistency model is told, unless a condition says otherwise."""
+
 
 class StableDiffusionOutline(PipelineOutline):
     """Stable Diffusion before its weights are loaded.
 
     Args:
-      source: of a `StableDiffusionPipeline` (or its image-to-image twin, which has the same parts).
+      source: of a `StableDiffusionPipeline` (or its image-to-image twin or `LatentConsistencyModelPipeline`, which have the
+        same parts).
+
+    Attributes:
+      told_scale: the guidance scale that the UNet is usually told (a latent consistency model), None if it is not told any.
 
     Raises:
       UsageError: if a component is missing, damaged or of a class that is not supported; for UNets that want more than
-        a noisy latent and a text (inpainting, depth, distilled guidance, SDXL); for modules in training mode.
+        a noisy latent and a text (inpainting, depth, SDXL); for modules in training mode.
     """
-
-    default_steps = 20
-    default_guidance_scale = 7.5
 
     def __init__(self, source: Source) -> None:
         source.require("unet", "UNet2DConditionModel")
@@ -51,7 +56,10 @@ class StableDiffusionOutline(PipelineOutline):
         source.check_weights("unet", "vae", "text_encoder")
         super().__init__(source, SchedulerPlan(source.name, class_name, scheduler, strict=source.options.strict_scheduler))
         self.scale_factor = 2 ** (len(source.entry("vae", "block_out_channels")) - 1)
-        self.rules = ConditionRules(source.name, _text_layers(source), _width(self.unet), self.unet.get("encoder_hid_dim_type") == "ip_image_proj")
+        self.told_scale = None if self.unet.get("time_cond_proj_dim") is None else TOLD_SCALE
+        self.default_steps, self.default_guidance_scale = (20, 7.5) if self.told_scale is None else (4, 1.0)
+        adapter = self.unet.get("encoder_hid_dim_type") == "ip_image_proj"
+        self.rules = ConditionRules(source.name, _text_layers(source), _width(self.unet), adapter, self.told_scale)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) in pixels; None takes what the UNet was trained on. Both are multiples of the VAE's factor (8)."""
@@ -90,7 +98,8 @@ class StableDiffusionModel(LatentModel):
         without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
         super().__init__(outline, "StableDiffusionPipeline", "unet", **without)
         self.channels = int(outline.unet["in_channels"])
-        self.conditioner = Conditioner(self.pipeline, self.device)
+        self.told_scale = outline.told_scale
+        self.conditioner = Conditioner(self.pipeline, self.device, outline.told_scale)
 
     def forward(self, latents: Tensor, timesteps: Tensor, rows: Sequence[Row]) -> Tensor:
         """The UNet's raw output (B, C, h, w), in its dtype, for scaled latents (B, C, h, w) and timesteps (B,) in 0..1000."""
@@ -104,6 +113,7 @@ class StableDiffusionModel(LatentModel):
                 latents.to(**target),
                 timesteps.to(self.device),
                 encoder_hidden_states=self.gathered(rows, TEXT),
+                timestep_cond=self.gathered(rows, TOLD) if TOLD in rows[0] else None,
                 cross_attention_kwargs=options,
                 added_cond_kwargs={"image_embeds": images} if images else None,
                 return_dict=False,
@@ -128,7 +138,6 @@ def _check_unet(source: Source) -> None:
         kinds = {9: "an inpainting UNet", 5: "a depth-conditioned UNet", 8: "an image-editing UNet", 7: "an upscaling UNet"}
         raise UsageError(f"{name!r} has {kinds.get(channels, 'a UNet')} with {channels} input channels beside {latent}-channel latents, which is not supported; give a text-to-image Stable Diffusion model")
     wants = {
-        "time_cond_proj_dim": "the guidance scale as an input (a distilled consistency model)",
         "class_embed_type": "a class embedding",
         "num_class_embeds": "a class embedding",
         "addition_embed_type": "further embeddings (an SDXL-type UNet)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
-from tsdiff.treesearch.models import resolve_model
+from tsdiff.treesearch.models import file_names, resolve_model
 from tsdiff.treesearch.noise import Given, Recipe, Torch
 from tsdiff.treesearch.pools import announce, pools
 from tsdiff.treesearch.protocols import (
@@ -211,6 +212,7 @@ def prepare(
     revision: str | None = None,
     variant: str | None = None,
     strict_scheduler: bool = False,
+    lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     keep: Keep = "all",
     out: str | Path | None = None,
 ) -> Plan:
@@ -222,7 +224,7 @@ def prepare(
     arguments = dict(locals())
     if keep not in KEEPS:
         raise UsageError(f"keep is {keep!r} but must be one of {', '.join(KEEPS)}")
-    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler)
+    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler, file_names(lora))
     outline = resolve_model(DEFAULT_MODEL if model is None else model, options)
     notices = list(outline.notices)
     if model is None:
@@ -432,7 +434,7 @@ def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, .
 
 def _helper(name: str, reference: Any, options: LoadOptions, main: ModelOutline, schedule: Schedule, info: SolverInfo, size: Size) -> ModelOutline:
     """Another model of the search: one that shares its latents and levels."""
-    outline = resolve_model(reference, options)
+    outline = resolve_model(reference, dataclasses.replace(options, lora=()))
     own = outline.schedule(outline.solver(str(info)), schedule.last, size)
     if own.key != schedule.key or outline.latent_shape(size) != main.latent_shape(size):
         raise UsageError(f"helper {name!r} does not share the latents and noise levels of model {main.name!r}; choose a model of the same family and schedule")

@@ -137,6 +137,7 @@ class LoadOptions:
       offline: never touch the network.
       revision, variant: of a hub repository, as in diffusers.
       strict_scheduler: refuse a scheduler that is not supported instead of replacing it.
+      lora: files that are merged into the weights, each "PATH" or "PATH:SCALE".
     """
 
     device: str = "auto"
@@ -145,6 +146,7 @@ class LoadOptions:
     revision: str | None = None
     variant: str | None = None
     strict_scheduler: bool = False
+    lora: tuple[str, ...] = ()
 
 
 class ModelOutline(Protocol):
