@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tsdiff.treesearch.protocols import Condition
     from tsdiff.treesearch.results import Result, Results
     from tsdiff.treesearch.resume import resume
+    from tsdiff.treesearch.saved import SavedRun, load_run, load_runs
     from tsdiff.treesearch.search import Progress, search
 
 _HOMES = {
@@ -28,11 +29,14 @@ _HOMES = {
     "Progress": "tsdiff.treesearch.search",
     "Result": "tsdiff.treesearch.results",
     "Results": "tsdiff.treesearch.results",
+    "SavedRun": "tsdiff.treesearch.saved",
     "SearchFailed": "tsdiff.treesearch.errors",
     "SetupError": "tsdiff.treesearch.errors",
     "TsdiffError": "tsdiff.treesearch.errors",
     "UsageError": "tsdiff.treesearch.errors",
     "load_model": "tsdiff.diffusion.loading",
+    "load_run": "tsdiff.treesearch.saved",
+    "load_runs": "tsdiff.treesearch.saved",
     "prepare_torchvision": "tsdiff.treesearch.imports",
     "resume": "tsdiff.treesearch.resume",
     "search": "tsdiff.treesearch.search",
@@ -43,11 +47,14 @@ __all__ = [
     "Progress",
     "Result",
     "Results",
+    "SavedRun",
     "SearchFailed",
     "SetupError",
     "TsdiffError",
     "UsageError",
     "load_model",
+    "load_run",
+    "load_runs",
     "prepare_torchvision",
     "resume",
     "search",

@@ -21,13 +21,24 @@ from tsdiff.treesearch.protocols import Allocator
 from tsdiff.treesearch.results import Failure
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import different, discard_segments
-from tsdiff.treesearch.runfolder import FORMAT, environment, read_json, slug, write_image, write_json, write_latents
+from tsdiff.treesearch.runfolder import (
+    FORMAT,
+    INDEX,
+    LOCK,
+    RUN,
+    environment,
+    read_json,
+    slug,
+    write_image,
+    write_json,
+    write_latents,
+)
 from tsdiff.treesearch.strictjson import decode, encode
+from tsdiff.treesearch.summary import write_summary
+from tsdiff.treesearch.tree import Tree
 
 if TYPE_CHECKING:
     from tsdiff.treesearch.results import Result
-
-RUN, INDEX, LOCK = "run.json", "index.json", "lock"
 
 FREE = frozenset({"model", "prompts", "seeds", "runs", "nfe_upper", "rows_upper", "calibration_cost", "notices", "rows_per_call", "seconds_limit"})
 """Resolved options that may differ between the parts of a run: how much is done at once, and beside what."""
@@ -112,7 +123,9 @@ class RunFolders:
         discard_segments(self.path(place), self.disk)
 
     def finish_all(self, facts: Mapping[str, Any]) -> None:
-        """Write the index of the whole search."""
+        """Write the index of the whole search, and the table of its runs."""
+        places = [(c, s) for c in range(len(self.plan.conditions)) for s in range(len(self.plan.seeds))]
+        write_summary(self.folder, [self.path(place) for place in places], disk=self.disk)
         self._index(facts)
 
     def interrupt(self) -> None:
@@ -152,7 +165,9 @@ class RunFolders:
         data = self._arguments(place).data
         options = plan.to_json() | {"typed": dict(plan.typed), "environment": self.environment}
         facts = {"format": FORMAT, "status": "", "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
-        return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan)}
+        tree = Tree(plan.schedule, plan.solver, condition, seed=seed, verifier=plan.verifiers[0].name)
+        relative = plan.verifiers[0].scope == "set"
+        return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan), "relative": relative, "tree": tree.head()}
 
     def _about(self, place: Place) -> dict[str, Any]:
         plan = self.plan

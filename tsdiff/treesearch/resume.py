@@ -10,13 +10,13 @@ from typing import Any
 
 from tsdiff.treesearch.arguments import read_arguments
 from tsdiff.treesearch.disk import LOCAL, Disk
-from tsdiff.treesearch.durable import INDEX, LOCK, MACHINE, RUN, require_same
+from tsdiff.treesearch.durable import MACHINE, require_same
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.plan import Plan, prepare
 from tsdiff.treesearch.results import Result, Results
 from tsdiff.treesearch.runfile import different
-from tsdiff.treesearch.runfolder import environment, read_json
+from tsdiff.treesearch.runfolder import INDEX, RUN, environment, lock_path, read_json
 from tsdiff.treesearch.search import Progress, execute
 
 
@@ -63,7 +63,7 @@ def planned(folder: Path, *, disk: Disk = LOCAL, **given: Any) -> Iterator[tuple
         raise UsageError(f"{str(folder)!r} shares its budget with other prompts; resume {str(folder.parent)!r}, which continues them all")
     if "verifier" in given:
         given["verifiers"] = given.pop("verifier")
-    with Lock(_locked(folder) / LOCK, disk=disk), ExitStack() as stack:
+    with Lock(lock_path(folder), disk=disk), ExitStack() as stack:
         arguments = read_arguments(facts["arguments"], folder, given)
         plan = prepare(**arguments, out=folder.parent)
         known = facts["options"]
@@ -74,11 +74,6 @@ def planned(folder: Path, *, disk: Disk = LOCAL, **given: Any) -> Iterator[tuple
             changed = different(known.get("rows_per_call"), plan.to_json()["rows_per_call"], "rows_per_call")
             notices = (f"{changed}: what is done from here on may differ in the last bits from a search without an interruption",) if changed else ()
         yield dataclasses.replace(plan, typed=known.get("typed", {}), notices=notices), folder
-
-
-def _locked(folder: Path) -> Path:
-    """The folder whose lock guards a run: that of all runs of its search."""
-    return folder.parent if (folder.parent / INDEX).exists() and not (folder / INDEX).exists() and (folder.parent / LOCK).exists() else folder
 
 
 @contextmanager

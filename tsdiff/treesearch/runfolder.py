@@ -7,6 +7,7 @@
     tree.json            the searched tree
     baseline.json        the tree of the one plain sample it is compared with
     best.png             the answer's image           baseline.png   the plain sample's
+    summary.csv          the result as a line of a table
     latents.safetensors  "node/INDEX" -> the latent of a node, float32
 
 A search of several prompts or seeds makes a folder of such folders with an `index.json`.
@@ -28,12 +29,23 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk, told, write_whole
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.strictjson import decode, encode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-FORMAT = 1
+RUN, INDEX, LOCK, TREE, BASELINE, LATENTS = "run.json", "index.json", "lock", "tree.json", "baseline.json", "latents.safetensors"
+
+SUMMARY = "summary.csv"
+PICTURES = {"best": "best.png", "baseline": "baseline.png"}
+FILES = (RUN, INDEX, LOCK, TREE, BASELINE, LATENTS, SUMMARY, *PICTURES.values(), "journal.jsonl", "inputs.safetensors", "init.png")
+"""What a run folder, or a folder of those, is made of; and the folder of the journal's tensors."""
+
+UPGRADES: tuple[Callable[[str, dict[str, Any]], dict[str, Any]], ...] = ()
+"""Step i turns the JSON file of a name ("tree.json"), of format version i + 1, into one of version i + 2."""
+
+FORMAT = len(UPGRADES) + 1
 PACKAGES = ("tsdiff", "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "safetensors")
 
 
@@ -65,30 +77,35 @@ def slug(text: str, most: int = 40) -> str:
 
 def write_json(path: Path, data: Mapping[str, Any], *, disk: Disk = LOCAL) -> None:
     """Write strict JSON (no NaN), whole or not at all."""
-    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _write(disk, path, [text.encode("utf-8", "surrogatepass")])
+    write_file(path, [encode(dict(data), spread=True), b"\n"], disk=disk)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of one JSON object. Raises UsageError if it is none, or of a newer format."""
+    """A file of one JSON object, as the newest format has it. Raises UsageError if it is none, or of a newer format."""
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = decode(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{str(path.parent)!r} is not a run folder: it has no {path.name}") from None
     except (ValueError, OSError) as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{str(path)!r} cannot be read: it holds no JSON object")
-    if data.get("format") != FORMAT:
-        raise UsageError(f"{str(path)!r} has format {data.get('format')}, but this tsdiff reads format {FORMAT}; install a newer tsdiff")
-    return data
+    version, newest = data.get("format"), len(UPGRADES) + 1
+    if type(version) is not int or version < 1:
+        raise UsageError(f"{str(path)!r} cannot be read: it says format {version!r}, and no number from 1 on")
+    if version > newest:
+        raise UsageError(f"{str(path)!r} has format {version}, but this tsdiff reads up to format {newest}; install a newer tsdiff")
+    for step in UPGRADES[version - 1 :]:
+        data = step(path.name, data)
+    known: dict[str, Any] = data
+    return known
 
 
 def write_image(path: Path, image: Image, *, disk: Disk = LOCAL) -> None:
     """Write a PNG, whole or not at all."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    _write(disk, path, [buffer.getvalue()])
+    write_file(path, [buffer.getvalue()], disk=disk)
 
 
 def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor], *, disk: Disk = LOCAL) -> None:
@@ -110,10 +127,11 @@ def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor
         offset += tensor.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    _write(disk, path, chain([len(text).to_bytes(8, "little") + text], (_raw(read(name)) for name in kept)))
+    write_file(path, chain([len(text).to_bytes(8, "little") + text], (_raw(read(name)) for name in kept)), disk=disk)
 
 
-def _write(disk: Disk, path: Path, pieces: Iterable[bytes]) -> None:
+def write_file(path: Path, pieces: Iterable[bytes], *, disk: Disk = LOCAL) -> None:
+    """Write a file, whole or not at all. Raises UsageError, SetupError if it cannot be written."""
     try:
         write_whole(disk, path, pieces)
     except OSError as error:
@@ -173,6 +191,12 @@ def revision() -> str | None:
         return None
 
 
+def lock_path(folder: Path) -> Path:
+    """The lock that guards a run: its own, or that of the search of several runs that it belongs to."""
+    several = (folder.parent / INDEX).exists() and not (folder / INDEX).exists() and (folder.parent / LOCK).exists()
+    return (folder.parent if several else folder) / LOCK
+
+
 def read_tree(folder: Path) -> dict[str, Any]:
-    """The saved tree of a run folder."""
-    return read_json(folder / "tree.json")
+    """The saved tree of a run folder, as it is written down; `tsdiff.load_run` reads runs with all that belongs to them."""
+    return read_json(folder / TREE)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.basepool import Calibrated, calibrate
 from tsdiff.treesearch.disk import LOCAL, Disk
-from tsdiff.treesearch.durable import LOCK, RunFolders
+from tsdiff.treesearch.durable import RunFolders
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Forest
@@ -29,7 +29,7 @@ from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.results import Failure, Result, Results, to_pil
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS
-from tsdiff.treesearch.runfolder import claim_folder, environment, write_latents
+from tsdiff.treesearch.runfolder import LOCK, claim_folder, environment, write_latents
 from tsdiff.treesearch.store import Store
 from tsdiff.treesearch.tree import Tree
 
@@ -88,13 +88,13 @@ def search(
       target: a score that is good enough, for allocators: a search that has reached it gets nothing more.
       seed: one seed, or several: each prompt is searched under each.
       callback: called with a `Progress` after every batch.
-      **options: `steps`, `solver`, `eta`, `guidance_scale`, `guidance_rescale`, `guidance_interval`,
+      **options: `steps`, `solver`, `eta`, `guidance_scale`, `true_cfg_scale`, `guidance_rescale`, `guidance_interval`,
         `negative_prompt`, `class_label`, `prompt_embeds` and `negative_prompt_embeds` ((tokens, width)),
         `condition_extra` (of the model family, e.g. `{"clip_skip": 1}`), `height`, `width`, `init_image`, `strength`,
         `latents` (unit noise of root 0), `initial_noise="torch"` (root 0 is what
         `pipe(generator=torch.Generator().manual_seed(seed))` draws), `helpers` (other models by name), `seconds`,
         `baseline`, `deterministic`, `max_batch`, `memory_limit` (bytes), `device`, `dtype`, `offline`, `revision`,
-        `variant`, `strict_scheduler`, `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
+        `variant`, `strict_scheduler`, `lora` (files "PATH" or "PATH:SCALE" that are merged into the weights), `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
         (whose latents are kept there of nodes that were released: "all", "path", "leaves" or "none").
 
     Returns:

@@ -22,22 +22,27 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.node import Json
 
 _STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_SPREAD = json.JSONEncoder(ensure_ascii=False, allow_nan=False, indent=1).encode
 
 
-def encode(record: Json) -> bytes:
-    """One line of strict JSON without its line feed.
+def encode(record: Json, *, spread: bool = False) -> bytes:
+    """Strict JSON without a line feed at its end.
+
+    Args:
+      spread: over many lines, for people, instead of one without spaces.
 
     Raises:
       UsageError: if the record holds anything but text, numbers, booleans, None, lists and dictionaries.
     """
+    write = _SPREAD if spread else _STRICT
     try:
         try:
-            text = _STRICT(record)
+            text = write(record)
             if '"$' not in text:  # the marks of this module can only start like this
                 return text.encode()
         except ValueError:  # not finite; a lone surrogate (UnicodeEncodeError) is one too
             pass
-        return _STRICT(_mark(record)).encode()
+        return write(_mark(record)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"a record cannot be written as strict JSON ({error}); write plain numbers, text, lists and dictionaries") from None
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Budget, TreeLedger
@@ -20,6 +21,20 @@ from tsdiff.treesearch.schedule import Schedule, SolverInfo
 if TYPE_CHECKING:
     import networkx as nx
     import numpy as np
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+def best_node(nodes: Iterable[AnyNode], last: int, key: str) -> AnyNode | None:
+    """The finished node (of level `last`) with the highest score under a value key; ties go to the first; None if there is none."""
+    best: AnyNode | None = None
+    highest = -math.inf
+    for node in nodes:
+        if node.level == last and not node.draft and not node.failed:
+            score = node.score(key)
+            if score is not None and score > highest:
+                best, highest = node, score
+    return best
 
 
 class Tree:
@@ -62,14 +77,7 @@ class Tree:
 
     def best(self, verifier: str | None = None) -> Node | None:
         """The finished node with the highest score (ties: the oldest); None while there is none."""
-        key = self.verifier if verifier is None else verifier
-        best: Node | None = None
-        highest = -math.inf
-        for node in self.nodes:
-            score = node.score(key)
-            if node.level == self.schedule.last and not node.draft and not node.failed and score is not None and score > highest:
-                best, highest = node, score
-        return best
+        return best_node(self.nodes, self.schedule.last, self.verifier if verifier is None else verifier)
 
     def rng(self, *purpose: int | str) -> np.random.Generator:
         """A random generator of the policy's own; the same stateful object for the same purpose."""
@@ -122,10 +130,9 @@ class Tree:
                 graph.add_edge(node.parent.index, node.index, kind=node.move.kind)
         return graph
 
-    def to_json(self) -> dict[str, Any]:
-        """The tree as strict JSON; seconds, padding and probes are not part of it."""
+    def head(self) -> dict[str, Any]:
+        """What the tree is from its beginning, as strict JSON."""
         return {
-            "format": 1,
             "prompt": self.condition.prompt,
             "negative_prompt": self.condition.negative_prompt,
             "class": self.condition.class_label,
@@ -140,6 +147,13 @@ class Tree:
                 "alpha": list(self.schedule.alpha),
                 "sigma": list(self.schedule.sigma),
             },
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The tree as strict JSON; seconds, padding and probes are not part of it."""
+        return {
+            "format": 1,
+            **self.head(),
             "ledger": self.ledger.to_json(),
             "notes": self.notes,
             "nodes": [node.to_json() for node in self.nodes],

@@ -20,11 +20,11 @@ def recipes(runs: Path) -> dict[str, Recipe]:
     from tsdiff.worlds.shapes.train.features import Classifier
 
     latents = runs / "autoencoder" / "model"
-    long = Training(steps=20_000, batch=32, rate=7e-4, warmup=500, average=0.9995)
+    numbers = {"batch": 32, "rate": 7e-4, "warmup": 500, "average": 0.9995}
     made: list[Recipe] = [
         Autoencoder(),
-        Denoiser("shapes", (32, 96, 160), latents, long),
-        Denoiser("shapes-small", (16, 32, 80), latents, long),
+        Denoiser("shapes", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
+        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=10_000, **numbers)),
         Contrast(),
         Classifier(),
     ]
