@@ -84,10 +84,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def write_image(path: Path, image: Image, *, disk: Disk = LOCAL) -> None:
-    """Write a PNG, whole or not at all."""
+def write_image(path: Path, image: Image, texts: Mapping[str, str] | None = None, *, disk: Disk = LOCAL) -> None:
+    """Write a PNG, whole or not at all. `texts` are what it carries by keyword: `tEXt` chunks, or `iTXt` beyond Latin-1."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_text(keyword, text)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", pnginfo=info)
     _write(disk, path, [buffer.getvalue()])
 
 
