@@ -41,7 +41,7 @@ def test_a_run_has_all_its_files(tmp_path):
     result = run(tmp_path / "out")
     assert result.path == tmp_path / "out" / "run-0001"
     assert {file.name for file in result.path.iterdir()} == {
-        "run.json", "journal.jsonl", "lock", "tree.json", "baseline.json", "best.png", "baseline.png", "latents.safetensors", "index.json", "summary.csv",
+        "run.json", "journal.jsonl", "lock", "tree.json", "baseline.json", "best.png", "baseline.png", "latents.safetensors", "previews.pack", "index.json", "summary.csv",
     }  # fmt: skip
     for name in ("run.json", "tree.json", "baseline.json", "index.json"):
         strict(result.path / name)

@@ -113,6 +113,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     _search("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk."),
     _output("--out", type=_FILE, default=Path("runs"), show_default=True, metavar="FOLDER", help="Each run makes a new folder in it."),
     _output("--keep", type=click.Choice(["all", "path", "leaves", "none"]), default="all", show_default=True, help="Whose latents stay in the run's folder: of every node, of the answer's path, of finished nodes, or of none."),
+    _output("--previews", type=click.Choice(["kept", "all", "none"]), default="kept", show_default=True, help="Of which nodes that were decoded for a verifier a small picture stays: of those that --keep names, of all, or of none."),
+    _output("--metadata/--no-metadata", default=True, help="Write images without their history (prompt, settings, how they were found)."),
     json_option,
     _output("--quiet/--no-quiet", help="No narration, no progress."),
     debug_option,

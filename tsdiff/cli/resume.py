@@ -21,6 +21,8 @@ from tsdiff.cli.search import announcement, report
 @click.option("--max-batch", type=click.IntRange(min=1), metavar="ROWS", help="Rows in one network call at most, from now on.")
 @click.option("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk.")
 @click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Start nothing new after this time, counted from now.")
+@click.option("--previews", type=click.Choice(["kept", "all", "none"]), help="Of which decoded nodes a small picture stays, from now on.")
+@click.option("--metadata/--no-metadata", default=None, help="Write images with their history, or without.")
 @json_option
 @click.option("--quiet/--no-quiet", help="No narration, no progress.")
 @debug_option

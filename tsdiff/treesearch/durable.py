@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tsdiff.treesearch.arguments import IMAGE, INPUTS, Written, object_in, write_arguments
 from tsdiff.treesearch.disk import LOCAL, Disk, told
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.history import Origin
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.plan import Plan
 from tsdiff.treesearch.protocols import Allocator
@@ -40,8 +41,8 @@ from tsdiff.treesearch.tree import Tree
 if TYPE_CHECKING:
     from tsdiff.treesearch.results import Result
 
-FREE = frozenset({"model", "prompts", "seeds", "runs", "nfe_upper", "rows_upper", "calibration_cost", "notices", "rows_per_call", "seconds_limit"})
-"""Resolved options that may differ between the parts of a run: how much is done at once, and beside what."""
+FREE = frozenset({"model", "prompts", "seeds", "runs", "nfe_upper", "rows_upper", "calibration_cost", "notices", "rows_per_call", "seconds_limit", "previews", "metadata"})
+"""Resolved options that may differ between the parts of a run: how much is done at once, beside what, and shown how."""
 
 MACHINE = ("packages", "cpu_capability", "threads", "gpu")
 """Of the environment, what deterministic bytes depend on."""
@@ -68,6 +69,7 @@ class RunFolders:
         self.fingerprint = fingerprint
         self._written = write_arguments(plan.arguments, plan.image)
         self._open: set[Place] = set()
+        self._names: dict[Place, str] = {}
 
     def path(self, place: Place) -> Path:
         """The run folder of a prompt and a seed."""
@@ -115,7 +117,9 @@ class RunFolders:
         if isinstance(outcome, Failure):
             self._run(place, {"status": "failed", "error": outcome.message})
         else:
-            outcome.write(folder, facts=self._facts(place), disk=self.disk)
+            facts = self._facts(place)
+            origin = Origin(lasting(facts["options"]), _lasting(facts["arguments"]), self.fingerprint, facts["name"])
+            outcome.write(folder, origin=origin, facts=facts, disk=self.disk)
             self.tidy(place)
 
     def tidy(self, place: Place) -> None:
@@ -164,10 +168,19 @@ class RunFolders:
         condition, seed = plan.conditions[place[0]], plan.seeds[place[1]]
         data = self._arguments(place).data
         options = plan.to_json() | {"typed": dict(plan.typed), "environment": self.environment}
-        facts = {"format": FORMAT, "status": "", "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
+        facts = {"format": FORMAT, "status": "", "name": self._name(place), "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
         tree = Tree(plan.schedule, plan.solver, condition, seed=seed, verifier=plan.verifiers[0].name)
         relative = plan.verifiers[0].scope == "set"
         return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan), "relative": relative, "tree": tree.head()}
+
+    def _name(self, place: Place) -> str:
+        """What a run folder was called when it was begun, also after it has been moved."""
+        if place not in self._names:
+            path = self.path(place)
+            known = read_json(path / RUN).get("name") if (path / RUN).exists() else None
+            own = path.name if self.plan.num_runs == 1 else f"{self.folder.name}/{path.name}"
+            self._names[place] = known if isinstance(known, str) else own
+        return self._names[place]
 
     def _about(self, place: Place) -> dict[str, Any]:
         plan = self.plan
@@ -208,7 +221,7 @@ def status(folder: Path) -> str | None:
     return word if isinstance(word, str) else None
 
 
-CHANGEABLE = ("max_batch", "memory_limit", "seconds")
+CHANGEABLE = ("max_batch", "memory_limit", "seconds", "previews", "metadata")
 """Arguments that may change while a run lasts."""
 
 

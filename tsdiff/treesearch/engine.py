@@ -327,6 +327,8 @@ class Engine:
         def keep(pixels: Tensor | None, reason: str | None) -> None:
             if pixels is not None:
                 run.picture = (node, pixels.cpu())
+                with self.timed("previews"):
+                    self.recorder.decoded(run, node, pixels)
             else:
                 node.note["image"] = reason
 

@@ -97,7 +97,7 @@ class EngineLedger:
       retried: rows of batches that failed and ran again.
       lost: rows whose results an interruption lost, recomputed by a resume.
       batches: network calls.
-      seconds: wall time by stage, without overlap: "network", "step", "noise", "decode", "verify", "encode", "policy", "store", "calibrate".
+      seconds: wall time by stage, without overlap: "network", "step", "noise", "decode", "verify", "encode", "policy", "store", "previews", "calibrate".
       peak_memory: bytes, by "host" and "device".
     """
 

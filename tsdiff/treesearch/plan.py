@@ -18,6 +18,7 @@ from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.models import file_names, resolve_model
 from tsdiff.treesearch.noise import Given, Recipe, Torch
 from tsdiff.treesearch.pools import announce, pools
+from tsdiff.treesearch.previews import SHOWS, Show
 from tsdiff.treesearch.protocols import (
     Allocator,
     Condition,
@@ -64,6 +65,8 @@ class Plan:
       typed: the options as the caller gave them.
       keep_latents: whose latents are kept of nodes that will not be grown any more: all, those on the path to the answer,
         finished ones, or none.
+      previews: of which decoded nodes small pictures are kept: those whose latents are, all, or none.
+      metadata: whether images carry their history.
       arguments: what `prepare` was called with.
     """
 
@@ -89,6 +92,8 @@ class Plan:
     given: Tensor | None = None
     helpers: Mapping[str, ModelOutline] = field(default_factory=dict)
     keep_latents: Keep = "all"
+    previews: Show = "kept"
+    metadata: bool = True
     typed: Mapping[str, Any] = field(default_factory=dict)
     total_nfe: int | None = None
     target: float | None = None
@@ -147,6 +152,8 @@ class Plan:
             "rows_upper": self.rows_upper,
             "deterministic": self.limits.deterministic,
             "keep": self.keep_latents,
+            "previews": self.previews,
+            "metadata": self.metadata,
             "rows_per_call": {"network": self.limits.network, "decode": self.limits.decode, "verify": self.limits.verify},
             "seconds_limit": self.limits.seconds,
             "notices": list(self.notices),
@@ -214,6 +221,8 @@ def prepare(
     strict_scheduler: bool = False,
     lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     keep: Keep = "all",
+    previews: Show = "kept",
+    metadata: bool = True,
     out: str | Path | None = None,
 ) -> Plan:
     """Resolve and check everything that `tsdiff.search` takes (see there), without loading weights.
@@ -224,6 +233,8 @@ def prepare(
     arguments = dict(locals())
     if keep not in KEEPS:
         raise UsageError(f"keep is {keep!r} but must be one of {', '.join(KEEPS)}")
+    if previews not in SHOWS:
+        raise UsageError(f"previews is {previews!r} but must be one of {', '.join(SHOWS)}")
     options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler, file_names(lora))
     outline = resolve_model(DEFAULT_MODEL if model is None else model, options)
     notices = list(outline.notices)
@@ -303,6 +314,8 @@ def prepare(
         given=given,
         helpers={name: _helper(name, helper, options, outline, whole, info, size) for name, helper in (helpers or {}).items()},
         keep_latents=keep,
+        previews=previews,
+        metadata=metadata,
         total_nfe=total_nfe,
         target=target,
         arguments=arguments,

@@ -761,6 +761,10 @@ class Recorder(Protocol):
         """A request that was not granted."""
         ...
 
+    def decoded(self, run: Any, node: Node, pixels: Tensor) -> None:
+        """A node's clean estimate (or finished sample) was decoded for whatever reason: pixels (3, H, W) in [0, 1]."""
+        ...
+
     def end(self, run: Any) -> None:
         """A tree has ended; its latents are still there."""
         ...
@@ -787,6 +791,9 @@ class NullRecorder:
         return None
 
     def refuse(self, run: Any, request: Request, why: Exception) -> None:
+        """Nothing is recorded."""
+
+    def decoded(self, run: Any, node: Node, pixels: Tensor) -> None:
         """Nothing is recorded."""
 
     def end(self, run: Any) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk
 from tsdiff.treesearch.forest import Await
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Node, Value
+from tsdiff.treesearch.previews import PreviewWriter
 from tsdiff.treesearch.records import (
     UNREPEATABLE,
     Diverged,
@@ -33,6 +34,9 @@ from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape
 from tsdiff.treesearch.segmentfile import Place
 from tsdiff.treesearch.segments import SEGMENT_BYTES
 from tsdiff.treesearch.strictjson import encode
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COUNTS = ("rows", "padding", "probe", "retried", "lost", "batches")
 """Of the engine's ledger, those that go on where an interruption left them."""
@@ -69,6 +73,7 @@ class FileRecorder:
       disk: through which files are changed.
       sync_seconds: how long a group may wait before it would survive a power cut; every group survives the process.
       segment_bytes: size from which a new segment is begun.
+      previews: keeps small pictures of nodes, if anybody does; closed by its owner.
 
     Attributes:
       ledger: the engine's, which goes on where an interruption left it.
@@ -83,11 +88,13 @@ class FileRecorder:
         disk: Disk = LOCAL,
         sync_seconds: float = SYNC_SECONDS,
         segment_bytes: int = SEGMENT_BYTES,
+        previews: PreviewWriter | None = None,
     ) -> None:
         self.ledger = EngineLedger()
         self._folder = folder
         self._about = about
         self._opened = opened
+        self._previews = previews
         self._options: dict[str, Any] = {"disk": disk, "sync_seconds": sync_seconds, "segment_bytes": segment_bytes}
         self._files: dict[Path, RunFile] = {}
         self._desks: dict[int, _Desk] = {}
@@ -167,6 +174,11 @@ class FileRecorder:
         """Keep a refusal for the next group: nothing depends on it before."""
         self._desks[id(run)].pending.append({"tree": run.tree.line, "request": request_to_json(request)} | Refusal.to_json(why))
 
+    def decoded(self, run: Run, node: Node, pixels: Tensor) -> None:
+        """Keep a small picture of a node."""
+        if self._previews is not None:
+            self._previews.add(self._desks[id(run)].file.folder, run, node, pixels)
+
     def end(self, run: Run) -> None:
         """Write that a tree has ended; its file is closed when no other tree uses it."""
         desk = self._desks.pop(id(run))
@@ -183,6 +195,8 @@ class FileRecorder:
             }
             desk.file.commit([*desk.pending, {"tree": run.tree.line, "end": end, "notes": _notes(run), "engine": self._engine()}], sync=True)
         desk.file.users -= 1
+        if self._previews is not None:
+            self._previews.end(desk.file.folder, run, last=not desk.file.users)
         if not desk.file.users:
             desk.file.close()
             del self._files[desk.file.folder]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk
+from tsdiff.treesearch.history import Origin, image_texts
 from tsdiff.treesearch.ledger import EngineLedger, TreeLedger
 from tsdiff.treesearch.node import Node, Value
 from tsdiff.treesearch.runfolder import FORMAT, write_image, write_json, write_latents
@@ -138,23 +139,27 @@ class Result:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise FileExistsError(f"{str(folder)!r} is not empty; choose a new folder")
-        self.write(folder)
+        from tsdiff.treesearch.durable import lasting
+
+        self.write(folder, origin=Origin(lasting(self.options), run=folder.name))
         return folder
 
-    def write(self, folder: Path, *, facts: Mapping[str, Any] | None = None, disk: Disk = LOCAL) -> None:
+    def write(self, folder: Path, *, origin: Origin, facts: Mapping[str, Any] | None = None, disk: Disk = LOCAL) -> None:
         """Write everything but latents that were saved while the search ran.
 
         Args:
           folder: is there.
+          origin: what the images say of where they come from, unless `options["metadata"]` is False.
           facts: what `run.json` says of the run beside its result.
           disk: through which files are changed.
         """
         self.path = folder
         write_json(folder / "tree.json", self.tree.to_json(), disk=disk)
-        self._write_image(folder / "best.png", disk)
+        told = origin if self.options.get("metadata", True) else None
+        self._write_image(folder / "best.png", told, disk)
         if self.baseline is not None:
             write_json(folder / "baseline.json", self.baseline.tree.to_json(), disk=disk)
-            self.baseline._write_image(folder / "baseline.png", disk)
+            self.baseline._write_image(folder / "baseline.png", told, disk)
         if self.latents and not (folder / "latents.safetensors").exists():
             write_latents(folder / "latents.safetensors", [f"node/{index}" for index in self.latents], lambda name: self.latents[int(name[5:])], disk=disk)
         known = {"format": FORMAT, "options": self.options} if facts is None else facts
@@ -167,11 +172,11 @@ class Result:
             if result is not None and (folder / name).exists():
                 result.image_path = folder / name
 
-    def _write_image(self, path: Path, disk: Disk) -> None:
+    def _write_image(self, path: Path, origin: Origin | None, disk: Disk) -> None:
         """Move the image from memory to disk: many results may not fit in memory."""
         image = self.image
         if image is not None:
-            write_image(path, image, disk=disk)
+            write_image(path, image, None if origin is None else image_texts(self, origin, image.size), disk=disk)
             self.image_path, self.picture = path, None
 
     def to_json(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def resume(path: str | Path, model: Any = None, *, callback: Callable[[Progress]
       model: the model again, where it was an object (a pipeline); its weights must be the same.
       callback: called with a `Progress` after every batch.
       **given: other arguments of `tsdiff.search` that were objects (`policy`, `verifier`), which no file holds; and
-        `max_batch`, `memory_limit`, `seconds`, which may change. Anything else must be as it was.
+        `max_batch`, `memory_limit`, `seconds`, `previews`, `metadata`, which may change. Anything else must be as it was.
 
     Returns:
       A `Result` for one prompt and one seed, `Results` for several, as the search would have given.

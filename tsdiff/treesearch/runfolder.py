@@ -39,7 +39,7 @@ RUN, INDEX, LOCK, TREE, BASELINE, LATENTS = "run.json", "index.json", "lock", "t
 
 SUMMARY = "summary.csv"
 PICTURES = {"best": "best.png", "baseline": "baseline.png"}
-FILES = (RUN, INDEX, LOCK, TREE, BASELINE, LATENTS, SUMMARY, *PICTURES.values(), "journal.jsonl", "inputs.safetensors", "init.png")
+FILES = (RUN, INDEX, LOCK, TREE, BASELINE, LATENTS, SUMMARY, *PICTURES.values(), "journal.jsonl", "inputs.safetensors", "init.png", "previews.pack")
 """What a run folder, or a folder of those, is made of; and the folder of the journal's tensors."""
 
 UPGRADES: tuple[Callable[[str, dict[str, Any]], dict[str, Any]], ...] = ()
@@ -101,10 +101,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return known
 
 
-def write_image(path: Path, image: Image, *, disk: Disk = LOCAL) -> None:
-    """Write a PNG, whole or not at all."""
+def write_image(path: Path, image: Image, texts: Mapping[str, str] | None = None, *, disk: Disk = LOCAL) -> None:
+    """Write a PNG, whole or not at all. `texts` are what it carries by keyword: `tEXt` chunks, or `iTXt` beyond Latin-1."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_text(keyword, text)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format="PNG", pnginfo=info)
     write_file(path, [buffer.getvalue()], disk=disk)
 
 

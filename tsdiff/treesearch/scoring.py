@@ -163,6 +163,9 @@ class Scoring:
                 reasons[need] = reason or "it could not be decoded"
             else:
                 pictures[need] = pixels
+                if need == "images":
+                    with self.growth.timed("previews"):
+                        self.growth.batches.recorder.decoded(run, self.source, pixels)
             if len(pictures) + len(reasons) < len(wanted):
                 return
             if "images" in reasons:

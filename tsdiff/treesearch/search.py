@@ -21,6 +21,7 @@ from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.noise import Recipe, Torch
 from tsdiff.treesearch.plan import Plan, prepare
 from tsdiff.treesearch.pools import KIND
+from tsdiff.treesearch.previews import PreviewWriter
 from tsdiff.treesearch.protocols import Allocator, BoundVerifier, Condition, DiffusionModel, Policy, Search, TreeView
 from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
@@ -95,7 +96,9 @@ def search(
         `pipe(generator=torch.Generator().manual_seed(seed))` draws), `helpers` (other models by name), `seconds`,
         `baseline`, `deterministic`, `max_batch`, `memory_limit` (bytes), `device`, `dtype`, `offline`, `revision`,
         `variant`, `strict_scheduler`, `lora` (files "PATH" or "PATH:SCALE" that are merged into the weights), `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
-        (whose latents are kept there of nodes that were released: "all", "path", "leaves" or "none").
+        (whose latents are kept there of nodes that were released: "all", "path", "leaves" or "none"), `previews` (of
+        which nodes that were decoded for a verifier small pictures are kept there: "kept" for those that `keep` names,
+        "all" or "none"), `metadata` (False writes images without their history).
 
     Returns:
       A `Result` for one prompt and one seed, `Results` for several.
@@ -177,14 +180,16 @@ def execute(
                 folder.rmdir()  # nothing has been written into it yet
             raise
         recorder: FileRecorder | None = None
+        previews = PreviewWriter(plan.previews, plan.keep_latents)
         if folder is not None:
             if into is None:
                 stack.enter_context(Lock(folder / LOCK, disk=disk))
             folders = collector.folders = RunFolders(plan, folder, model.fingerprint, disk=disk)
             folders.begin_all()
             begun(folder)
-            recorder = FileRecorder(folders.begin, folders.about, folders.opened, disk=disk, sync_seconds=sync_seconds)
+            recorder = FileRecorder(folders.begin, folders.about, folders.opened, disk=disk, sync_seconds=sync_seconds, previews=previews)
             stack.callback(recorder.close)
+            stack.callback(previews.close)
         engine = Engine(plan.limits, store, recorder=recorder, expected_rows=plan.rows_upper, progress=progress, stop=stop)
         if recorder is not None:
             recorder.ledger = engine.ledger
@@ -201,7 +206,8 @@ def execute(
         if recorder is not None:
             _count_lost(engine, collector.trees)
         results, failures = collector.finish()
-        notices = tuple(line for line in model.notices if line not in plan.notices)
+        previews.close()
+        notices = (*(line for line in model.notices if line not in plan.notices), *filter(None, [previews.notice]))
         done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices, forest, collector.calibrated)
         if collector.folders is not None:
             collector.folders.finish_all(_index(done))
