@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsdiff.diffusion.loading import load_model
     from tsdiff.treesearch.errors import BudgetExhausted, SearchFailed, SetupError, TsdiffError, UsageError
+    from tsdiff.treesearch.expand import expand
     from tsdiff.treesearch.imports import prepare_torchvision
     from tsdiff.treesearch.protocols import Condition
     from tsdiff.treesearch.results import Result, Results
@@ -32,6 +33,7 @@ _HOMES = {
     "SetupError": "tsdiff.treesearch.errors",
     "TsdiffError": "tsdiff.treesearch.errors",
     "UsageError": "tsdiff.treesearch.errors",
+    "expand": "tsdiff.treesearch.expand",
     "load_model": "tsdiff.diffusion.loading",
     "prepare_torchvision": "tsdiff.treesearch.imports",
     "resume": "tsdiff.treesearch.resume",
@@ -47,6 +49,7 @@ __all__ = [
     "SetupError",
     "TsdiffError",
     "UsageError",
+    "expand",
     "load_model",
     "prepare_torchvision",
     "resume",
