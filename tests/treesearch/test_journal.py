@@ -355,7 +355,8 @@ def test_a_folder_that_one_may_not_write_to_is_told():
 
 def test_an_older_format_is_read_and_brought_up_to_date(whole, monkeypatch):
     path, _, data = whole
-    monkeypatch.setattr(module, "UPGRADES", (lambda record: {"two": record}, lambda record: {"three": record}))
+    now = module.latest_version()
+    monkeypatch.setattr(module, "UPGRADES", (*module.UPGRADES, lambda record: {"two": record}, lambda record: {"three": record}))
     newer = [[{"three": {"two": record}} for record in group] for group in GROUPS]
     reader = JournalReader(path)
     assert [repr(group.records) for group in reader] == as_read(newer)
@@ -363,11 +364,11 @@ def test_an_older_format_is_read_and_brought_up_to_date(whole, monkeypatch):
     path.write_bytes(data + b"torn")
     with Journal.open(path, ABOUT, disk=QUICK) as journal:
         assert journal.aside.read_bytes() == data + b"torn"
-        assert journal.aside.name == "journal.jsonl.version-1-1"
+        assert journal.aside.name == f"journal.jsonl.version-{now}-1"
         journal.commit([{"three": {"two": "new"}}])
     reader = JournalReader(path)
     assert [repr(group.records) for group in reader] == as_read([*newer, [{"three": {"two": "new"}}]])
-    assert (reader.version, reader.about, reader.tail) == (3, ABOUT, None)
+    assert (reader.version, reader.about, reader.tail) == (now + 2, ABOUT, None)
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------
