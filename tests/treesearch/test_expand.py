@@ -509,6 +509,12 @@ def test_objects_have_to_be_passed_again_and_weights_must_be_the_same(tmp_path):
         tsdiff.resume(folder)
     result = tsdiff.resume(folder, model, verifier=brightness)
     assert result.drivers[-1]["nodes"] == 6
+    left = iter(range(3))
+    with pytest.raises(KeyboardInterrupt):
+        tsdiff.expand(folder, policy=AllMoves(), renoise=1.0, model=model, verifier=brightness, stop=lambda: next(left, None) is None)
+    with pytest.raises(UsageError, match=r"is being expanded with objects that no file holds: policy \(AllMoves all-moves\)"):
+        tsdiff.resume(folder, model, verifier=brightness)
+    assert tsdiff.resume(folder, model, verifier=brightness, policy=AllMoves()).drivers[-1]["number"] == 2
 
 
 BAD = {

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.basepool import Calibrated, calibrate
 from tsdiff.treesearch.branch import Branch
@@ -39,6 +39,9 @@ from tsdiff.treesearch.search import Progress
 from tsdiff.treesearch.store import Store, Stored
 from tsdiff.treesearch.tree import Tree, best_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def expand(
     run: str | Path | Result,
@@ -52,6 +55,7 @@ def expand(
     nfe: int | None = None,
     verifier: Verifiers = (),
     model: Any = None,
+    helpers: Mapping[str, Any] | None = None,
     callback: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     max_batch: int | None = None,
@@ -75,7 +79,7 @@ def expand(
       policy, policy_options: what searches from there, as for `tsdiff.search`.
       nfe: network evaluations that the expansion may spend. A named policy whose size is left open fills it.
       verifier: what steers it, as for `tsdiff.search`; the run's own by default, which judge the samples in any case.
-      model: the model again, where it was an object (a pipeline). A verifier that was an object is passed as `verifier`.
+      model, helpers: the models again, where they were objects (pipelines). A verifier that was an object is passed as `verifier`.
       callback: called with a `Progress` after every batch.
       stop: asked before every batch whether to stop.
       max_batch, memory_limit, seconds: as for `tsdiff.search`.
@@ -90,7 +94,7 @@ def expand(
       KeyboardInterrupt: if it was told to stop.
     """
     asked = Asked(node, children, renoise, to_level, policy, policy_options or {}, nfe, verifier)
-    given = {"model": model, "verifier": verifier or None, "policy": policy, "max_batch": max_batch, "memory_limit": memory_limit, "seconds": seconds}
+    given = {"model": model, "helpers": helpers, "verifier": verifier or None, "policy": policy, "max_batch": max_batch, "memory_limit": memory_limit, "seconds": seconds}
     with planned_expansion(_folder(run), asked, **given) as expansion:
         return carry_out(expansion, callback=callback, stop=stop)
 
@@ -173,8 +177,9 @@ def _driver(expansion: Expansion, models: Mapping[str | None, Any], image: Any, 
     tree.verifier = plan.verifiers[0].name
 
     def drive(view: TreeView) -> Search:
-        for index, latent in _kept(expansion).items():
-            run.store.refer(run.key("node", index), latent)
+        for index in _needed(expansion):
+            assert expansion.kept is not None
+            run.store.refer(run.key("node", index), Stored({"latent": partial(expansion.kept.read, f"node/{index}")}))
         if expansion.lost and not (yield Restore(expansion.lost)):  # type: ignore[misc]
             raise SearchFailed(f"the latent of node {expansion.node.index} could not be computed again: {'; '.join(dict.fromkeys(run.unrestored.values()))}")
         return (yield from Branch(run).grow(expansion.policy))
@@ -200,14 +205,20 @@ def _driver(expansion: Expansion, models: Mapping[str | None, Any], image: Any, 
     return run
 
 
-def _kept(expansion: Expansion) -> dict[int, Stored]:
-    """The latents that the run has kept, by node, each read when it is asked for."""
-    file = expansion.kept
-    if file is None:
-        return {}
+def _kept(expansion: Expansion) -> list[int]:
+    """The nodes whose latents the run has kept."""
     known = len(expansion.rebuilt.tree.nodes)
-    by_node = {int(name.removeprefix("node/")): name for name in file.names}
-    return {index: Stored({"latent": partial(file.read, name)}) for index, name in by_node.items() if index < known}
+    names = () if expansion.kept is None else expansion.kept.names
+    return [index for name in names if (index := int(name.removeprefix("node/"))) < known]
+
+
+def _needed(expansion: Expansion) -> list[int]:
+    """Of these, the ones that the expansion reads: where it begins, and what is ranked again."""
+    last = expansion.plan.schedule.last
+    nodes = expansion.rebuilt.tree.nodes
+    first = expansion.lost[0].parent if expansion.lost else expansion.node
+    ranked = {node.index for node in nodes if expansion.launch.joint and node.level == last and not node.draft and not node.failed}
+    return [index for index in _kept(expansion) if nodes[index] is first or index in ranked]
 
 
 class _Files:
@@ -240,9 +251,16 @@ class _Files:
         """The driver has ended, its latents are still there."""
         if isinstance(run.error, UNREPEATABLE):
             return
-        kept = set(_kept(self.expansion)) | {node.index for node in self._wanted(run)}
-        indices = [index for index in sorted(kept) if run.key("node", index) in run.store]
-        write_latents(self.folder / LATENTS, [f"node/{i}" for i in indices], lambda name: run.store.get(run.key("node", int(name[5:])))["latent"], disk=self.disk)
+        file, kept = self.expansion.kept, set(_kept(self.expansion))
+        indices = sorted(kept | {node.index for node in self._wanted(run) if run.key("node", node.index) in run.store})
+
+        def latent(name: str) -> Tensor:
+            index = int(name.removeprefix("node/"))
+            if file is not None and index in kept:
+                return file.read(name)
+            return run.store.get(run.key("node", index))["latent"]
+
+        write_latents(self.folder / LATENTS, [f"node/{index}" for index in indices], latent, disk=self.disk)
 
     def finish(self, run: Run, ledger: EngineLedger) -> Result:
         """Write what came of it; `run.json` last."""

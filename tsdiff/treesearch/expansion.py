@@ -168,7 +168,7 @@ def planned_expansion(folder: Path, asked: Asked | None, *, disk: Disk = LOCAL, 
       folder: of one run.
       asked: what to do; None continues the expansion that was interrupted.
       disk: through which files are changed.
-      **given: `model`, `policy`, `verifier`: objects that no file holds; `max_batch`, `memory_limit`, `seconds`.
+      **given: `model`, `helpers`, `policy`, `verifier`: objects that no file holds; `max_batch`, `memory_limit`, `seconds`.
 
     Raises:
       UsageError, SetupError: if it cannot be done as asked. Nothing has been changed then.
@@ -220,8 +220,8 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _search_plan(folder: Path, facts: Mapping[str, Any], given: Mapping[str, Any]) -> Plan:
     """The run's search, whatever policy it had."""
-    own = {name: value for name, value in facts["arguments"].items() if name not in ("policy", "policy_options", "nfe", "total_nfe", "target")}
-    again = {name: given[name] for name in ("model", *CHANGEABLE) if given.get(name) is not None}
+    own = {name: value for name, value in facts["arguments"].items() if name not in ("policy", "policy_options", "nfe", "total_nfe", "target", "seconds")}
+    again = {name: given[name] for name in ("model", "helpers", *CHANGEABLE) if given.get(name) is not None}
     if object_in(own.get("verifiers")) and given.get("verifier") is not None:
         again["verifiers"] = given["verifier"]
     missing = [name for name, value in own.items() if object_in(value) and name not in again]
