@@ -238,6 +238,45 @@ def test_children_cost_exactly_what_is_said_before(tmp_path, solver, node, how, 
     assert spent["nfe"] == nfe
 
 
+def test_plain_children_are_a_search_for_the_best_of_n(copied):
+    one, other = copied("plain"), copied("plain", "other")
+    expand(one, "best", children=3)
+    expand(other, "best", policy="best-of-n", policy_options={"n": 3}, renoise=0.5)
+    assert [{**node, "status": ""} for node in own(one, 1)] == [{**node, "status": ""} for node in own(other, 1)]
+
+
+def test_a_policys_recipes_count_the_drivers_own_first_noises(copied):
+    folder = copied("plain")
+    result = expand(folder, "best", policy="zero-order", policy_options={"neighbours": 3, "rounds": 1, "cosine": 0.8}, to_level=2)
+    schedule, kept = result.tree.schedule, latents(folder)
+    ratio = schedule.alpha[2] / schedule.arrival[-1][0]
+    start = kept[result.drivers[-1]["node"]]
+    first = [node for node in own(folder, 1) if node["level"] == 2]
+    noises = [kept[node["index"]] - ratio * start for node in first]
+    assert [node["move"]["noise"]["kind"] for node in first] == ["fresh", "rotate", "rotate", "rotate"]
+    for node, noise in list(zip(first, noises, strict=True))[1:]:
+        assert node["move"]["noise"]["base"] == 0
+        assert float(torch.dot(noise, noises[0]) / (noise.norm() * noises[0].norm())) == pytest.approx(0.8, abs=1e-5)
+        assert float(noise.norm() / noises[0].norm()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_pipeline_with_guidance_and_an_initial_image(tmp_path):
+    from PIL import Image
+    from tiny_sd import tiny_stable_diffusion
+
+    pipe = tiny_stable_diffusion()
+    options = {"model": pipe, "verifiers": ["sharpness", "luminance"], "guidance_scale": 3.0, "init_image": Image.new("RGB", (64, 64), "red"), "strength": 0.8, "steps": 5, "policy_options": {"n": 1}}
+    whole, bare = begin(tmp_path / "all", "a red cube", keep="all", **options), begin(tmp_path / "none", "a red cube", keep="none", **options)
+    one, other = expand(whole, "best", children=2, model=pipe), expand(bare, "best", children=2, model=pipe)
+    assert one.tree.schedule.last == 4
+    assert one.drivers[-1]["nfe"] == 4
+    assert one.drivers[-1]["rows"] == 8
+    assert other.drivers[-1]["nfe"] == 8
+    assert [node["values"] for node in own(whole, 1)] == [node["values"] for node in own(bare, 1)]
+    assert one.image.tobytes() == other.image.tobytes()
+    assert set(own(whole, 1)[-1]["values"]) == {"sharpness", "luminance"}
+
+
 def test_a_budget_is_kept_and_always_ends_in_a_sample(copied):
     folder = copied("eta")
     spent = expand(folder, "best", policy="beam", nfe=31, renoise=1.0).drivers[-1]
