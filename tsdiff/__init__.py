@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsdiff.diffusion.loading import load_model
     from tsdiff.treesearch.errors import BudgetExhausted, SearchFailed, SetupError, TsdiffError, UsageError
+    from tsdiff.treesearch.expand import expand
     from tsdiff.treesearch.imports import prepare_torchvision
     from tsdiff.treesearch.protocols import Condition
     from tsdiff.treesearch.results import Result, Results
@@ -34,6 +35,7 @@ _HOMES = {
     "SetupError": "tsdiff.treesearch.errors",
     "TsdiffError": "tsdiff.treesearch.errors",
     "UsageError": "tsdiff.treesearch.errors",
+    "expand": "tsdiff.treesearch.expand",
     "load_model": "tsdiff.diffusion.loading",
     "load_run": "tsdiff.treesearch.saved",
     "load_runs": "tsdiff.treesearch.saved",
@@ -52,6 +54,7 @@ __all__ = [
     "SetupError",
     "TsdiffError",
     "UsageError",
+    "expand",
     "load_model",
     "load_run",
     "load_runs",

@@ -25,6 +25,7 @@ FAILED, USAGE, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 COMMANDS = {
     "search": "Search for the best sample of each prompt.",
     "resume": "Continue a search after an interruption.",
+    "expand": "Grow a saved tree from one of its nodes, into the same run.",
     "plan": "Show what a search would cost, without running it.",
     "show": "Show a saved run, one of its nodes, or an image's origin.",
     "export": "Write a saved run for other programs.",

@@ -134,7 +134,7 @@ def make_plan(ctx: click.Context) -> Plan:
     from tsdiff.treesearch.plan import prepare
 
     params = dict(ctx.params)
-    options, notice = policy_options(ctx, _split_policy_options(params.pop("policy_options")))
+    options, notice = policy_options(ctx, split_policy_options(params.pop("policy_options")))
     quiet = params.pop("quiet")
     if notice and not quiet:
         say("", notice)
@@ -157,7 +157,8 @@ def _typed(ctx: click.Context) -> dict[str, Any]:
     return given
 
 
-def _split_policy_options(texts: tuple[str, ...]) -> dict[str, str]:
+def split_policy_options(texts: tuple[str, ...]) -> dict[str, str]:
+    """The options of a policy, as typed after -P. Raises UsageError for what is none."""
     options: dict[str, str] = {}
     for text in texts:
         if "=" not in text:

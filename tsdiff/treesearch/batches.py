@@ -213,9 +213,13 @@ class Batches:
         fixed = self.limits.deterministic or self.limits.verify != VERIFY_ROWS or id(verifier) in self.verify_limits
         if fixed or device == "cpu" or verifier.scope == "set" or verifier.latency == "pending":
             return
+
+        def call(rows: int) -> None:
+            verifier.score(CandidateBatch([row] * rows))
+
         with self.timed("calibrate"):
             try:
-                self.verify_limits[id(verifier)] = calibrate(lambda rows: verifier.score(CandidateBatch([row] * rows)) and None, device=device)
+                self.verify_limits[id(verifier)] = calibrate(call, device=device)
             except Exception as error:  # of the row that was measured: its own judgement will tell
                 log.debug("calibration of %s failed", verifier.name, exc_info=error)
                 self.verify_limits[id(verifier)] = VERIFY_ROWS

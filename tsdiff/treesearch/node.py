@@ -95,6 +95,7 @@ class Node:
       reason: why it failed.
       draft: made only to look ahead: counted and shown, never an answer.
       note: what the policy wrote on it, strict JSON.
+      driver: which of the tree's drivers made it, 0 for the search itself.
     """
 
     index: int
@@ -109,6 +110,7 @@ class Node:
     reason: str | None = None
     draft: bool = False
     note: dict[str, Json] = field(default_factory=dict)
+    driver: int = 0
 
     def __hash__(self) -> int:
         return self.index
@@ -134,8 +136,8 @@ class Node:
         return nodes[::-1]
 
     def to_json(self) -> dict[str, Any]:
-        """The node as strict JSON; 128-bit numbers are 32 hexadecimal digits, the parent is its index."""
-        return {
+        """The node as strict JSON; 128-bit numbers are 32 hexadecimal digits, the parent is its index, driver 0 is left out."""
+        data: dict[str, Any] = {
             "index": self.index,
             "id": f"{self.id:032x}",
             "stream": f"{self.stream:032x}",
@@ -149,3 +151,4 @@ class Node:
             "draft": self.draft,
             "note": self.note,
         }
+        return data | {"driver": self.driver} if self.driver else data

@@ -286,7 +286,7 @@ def prepare(
     else:
         if nfe is not None and open_size:
             chosen = _fitted(chosen, nfe, total_nfe, runs, setting)
-        cost = _capped(chosen.cost(setting), nfe, setting)
+        cost = capped(chosen.cost(setting), nfe, setting)
     if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
         raise UsageError(f"seconds is {seconds!r} but must be a number above 0")
     plain = Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True) + setting.result()
@@ -533,7 +533,7 @@ def _check_target(policy: Policy | Allocator, target: float | None, verifier: Ve
         raise UsageError(f"a target was given, but policy {policy.name} spends its budget whatever it finds; policies that share one budget stop there, e.g. adaptive with total_nfe")
 
 
-def _capped(cost: Cost, nfe: int | None, setting: Setting) -> Cost:
+def capped(cost: Cost, nfe: int | None, setting: Setting) -> Cost:
     """A policy's cost under a budget: what exceeds it ends with the engine finishing one sample."""
     if nfe is None or cost.upper.nfe <= nfe:
         return cost

@@ -76,7 +76,7 @@ class PreviewWriter:
         if self._thread is None and not (folder / PREVIEWS).exists():
             return
         if self.show == "kept" and self.keep == "path" and run.answer is not None and not run.done:
-            path = {node.index for node in run.answer.path()}
+            path = {node.index for node in run.answer.path()} | {node.index for node in run.tree.nodes if node.driver != run.tree.driver}
             drafts = {node.index for node in run.tree.nodes if node.draft and node.parent is not None and node.parent.index in path}
             self._do(folder, partial(self._drop, folder, run.tree.line, path | drafts))
         if last and self._thread is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk
+from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Await
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Node, Value
@@ -30,7 +31,7 @@ from tsdiff.treesearch.records import (
 )
 from tsdiff.treesearch.requests import Request
 from tsdiff.treesearch.run import Effect, Group, Run
-from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape
+from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape, different
 from tsdiff.treesearch.segmentfile import Place
 from tsdiff.treesearch.segments import SEGMENT_BYTES
 from tsdiff.treesearch.strictjson import encode
@@ -43,11 +44,11 @@ COUNTS = ("rows", "padding", "probe", "retried", "lost", "batches")
 
 
 class _Desk:
-    """Where one tree's records are written.
+    """Where the records of one tree's present driver are written.
 
     Attributes:
       tape: what was recorded before; None once it has been repeated.
-      nodes: how many nodes have been written down.
+      nodes: how many of the tree's nodes have been written down.
       pending: records that go with the next group.
       heard: answers that are written down already.
     """
@@ -55,9 +56,9 @@ class _Desk:
     def __init__(self, run: Run, file: RunFile) -> None:
         self.run = run
         self.file = file
-        self.tape: Tape | None = file.tapes.get(run.tree.line)
+        self.tape: Tape | None = file.tapes.get((run.tree.line, run.tree.driver))
         self.answers = {} if self.tape is None else self.tape.answers
-        self.nodes = 0
+        self.nodes = run.first_node
         self.pending: list[dict[str, Any]] = []
         self.heard: set[tuple[int, str]] = set()
         self.ended = self.tape is not None and self.tape.end is not None
@@ -112,7 +113,9 @@ class FileRecorder:
         self._opened(run)
         file = self._files[folder]
         file.users += 1
-        self._desks[id(run)] = _Desk(run, file)
+        desk = self._desks[id(run)] = _Desk(run, file)
+        if run.launch is not None:
+            self._launch(desk, {"number": run.tree.driver, **run.launch.facts})
         run.effects = []
         run.tree.heard = []
 
@@ -206,6 +209,13 @@ class FileRecorder:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def _launch(self, desk: _Desk, facts: dict[str, Any]) -> None:
+        """Write down that a later driver begins; what is written down of it already must say the same."""
+        if desk.tape is None:
+            desk.file.commit([{"tree": desk.run.tree.line, "driver": facts}], sync=True)
+        elif desk.tape.driver != facts:
+            raise UsageError(f"{str(desk.file.folder)!r} cannot be continued with another expansion: {different(desk.tape.driver, facts)}")
 
     def _completed(self, desk: _Desk, group: Group) -> dict[str, Any]:
         run = group.run

@@ -48,6 +48,8 @@ class Result:
       relative: the score is relative to the samples of this search (a verifier of scope "set"), so that no other
         sample's can be held against it.
       calibrated: how verifiers came to know the plain samples that they compare with; shared by all runs of a search.
+      drivers: what the tree's drivers were and came to, strict JSON: the search itself, then its expansions; empty where
+        there are none.
     """
 
     tree: Tree
@@ -64,6 +66,7 @@ class Result:
     relative: bool = False
     calibrated: tuple[Calibrated, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    drivers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def prompt(self) -> str:
@@ -164,6 +167,16 @@ class Result:
             write_latents(folder / "latents.safetensors", [f"node/{index}" for index in self.latents], lambda name: self.latents[int(name[5:])], disk=disk)
         known = {"format": FORMAT, "options": self.options} if facts is None else facts
         write_json(folder / "run.json", {**known, "status": "done", "result": self.to_json()}, disk=disk)
+
+    def update_image(self, folder: Path, origin: Origin, *, changed: bool, disk: Disk = LOCAL) -> None:
+        """Replace the saved image, where the answer has changed since; without a picture of the new one there is none."""
+        path = folder / "best.png"
+        if changed and self.picture is not None:
+            self._write_image(path, origin if self.options.get("metadata", True) else None, disk)
+        elif changed and path.exists():
+            disk.remove(path)
+        self.picture = None
+        self.found(folder)
 
     def found(self, folder: Path) -> None:
         """All of it has been written into a folder before."""

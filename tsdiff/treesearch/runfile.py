@@ -122,15 +122,17 @@ class RunFile:
 
 
 class Tape:
-    """The records of one tree, read one by one from the journal.
+    """The records of one driver of a tree, read one by one from the journal.
 
     Attributes:
+      driver: what the record that begins it says; None for the first driver, which needs none.
       answers: of pending verifiers, by (node, value key), that no completed request has taken up.
       end: what was written when the tree had ended; None if it had not.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, driver: dict[str, Any] | None = None) -> None:
         self.folder = folder
+        self.driver = driver
         self.answers: dict[tuple[int, str], deque[dict[str, Any]]] = {}
         self.count = 0
         self.end: dict[str, Any] | None = None
@@ -159,9 +161,10 @@ class Tape:
         return record, f"line {line} of {str(path)!r}"
 
 
-def _index(folder: Path) -> tuple[dict[str, Tape], dict[str, int], tuple[int, int]]:
-    """The tape of each tree by its ledger line, the last state of the engine's counters, and where the segments end."""
-    tapes: dict[str, Tape] = {}
+def _index(folder: Path) -> tuple[dict[tuple[str, int], Tape], dict[str, int], tuple[int, int]]:
+    """The tape of each tree's ledger line and driver, the last state of the engine's counters, and where the segments end."""
+    tapes: dict[tuple[str, int], Tape] = {}
+    present: dict[str, int] = {}
     engine: dict[str, int] = {}
     end = (0, 0)
     reader = JournalReader(folder / JOURNAL)
@@ -170,7 +173,12 @@ def _index(folder: Path) -> tuple[dict[str, Tape], dict[str, int], tuple[int, in
     for group in reader:
         for place, record in enumerate(group.records):
             assert isinstance(record, dict)
-            tapes.setdefault(record["tree"], Tape(folder)).add(before, place, record)
+            line = record["tree"]
+            if "driver" in record:
+                present[line] = record["driver"]["number"]
+                tapes[line, present[line]] = Tape(folder, record["driver"])
+            else:
+                tapes.setdefault((line, present.get(line, 0)), Tape(folder)).add(before, place, record)
             engine = record.get("engine", engine)
             end = tuple(record.get("segments", end))
         before = group.end

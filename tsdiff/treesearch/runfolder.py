@@ -135,6 +135,48 @@ def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor
     write_file(path, chain([len(text).to_bytes(8, "little") + text], (_raw(read(name)) for name in kept)), disk=disk)
 
 
+class LatentsFile:
+    """The tensors of a safetensors file, read one by one when they are asked for; the file is not held open.
+
+    Attributes:
+      names: of the tensors, in the order of the file.
+
+    Raises:
+      UsageError: if the file is none, or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self._header: dict[str, Any] = json.loads(file.read(min(length, size)))
+            self._header.pop("__metadata__", None)
+            self._start = 8 + length
+            ends = [entry["data_offsets"][1] for entry in self._header.values()]
+            if any(entry["dtype"] not in _NAMES for entry in self._header.values()) or self._start + max(ends, default=0) != size:
+                raise ValueError("its header does not fit its size")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
+        self.names = list(self._header)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, on the CPU. Raises KeyError if there is none of that name, UsageError if it cannot be read."""
+        import torch
+
+        entry = self._header[name]
+        first, end = entry["data_offsets"]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._start + first)
+                data = bytearray(file.read(end - first))
+        except OSError as error:
+            raise UsageError(f"{str(self.path)!r} cannot be read: {error}") from None
+        dtype: torch.dtype = getattr(torch, _NAMES[entry["dtype"]])
+        return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(entry["shape"]) if data else torch.empty(entry["shape"], dtype=dtype)
+
+
 def write_file(path: Path, pieces: Iterable[bytes], *, disk: Disk = LOCAL) -> None:
     """Write a file, whole or not at all. Raises UsageError, SetupError if it cannot be written."""
     try:
@@ -144,6 +186,7 @@ def write_file(path: Path, pieces: Iterable[bytes], *, disk: Disk = LOCAL) -> No
 
 
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+_NAMES = {name: dtype.removeprefix("torch.") for dtype, name in _DTYPES.items()}
 
 
 def _raw(tensor: Tensor) -> bytes:

@@ -60,7 +60,9 @@ class SavedTree:
       notes: what the policy wrote on the tree.
       requests, refused: how many were granted and completed, and how many were not granted. Only a journal says so.
       ended: nothing will be added by the policy that grew it.
-      answer: index of the node that the search gave; None where there is none, or where it is not known.
+      driver: who grows it, or grew it last: 0 is the search, later ones are expansions.
+      answer: index of the node that the search gave, or a better one of an expansion; None where there is none, or where it
+        is not known.
       truncated, error: why the policy was stopped early, and what ended it.
       places: of the latents that a journal knows of, by node.
     """
@@ -81,10 +83,12 @@ class SavedTree:
         self.notes: list[dict[str, Json]] = []
         self.requests = self.refused = 0
         self.ended = False
+        self.driver = 0
         self.answer: int | None = None
         self.truncated: str | None = None
         self.error: str | None = None
         self.places: dict[int, Place] = {}
+        self._launch: dict[str, Any] = {}
         self._moves: dict[tuple[Any, ...], Move] = {}
 
     @staticmethod
@@ -111,6 +115,10 @@ class SavedTree:
         Raises:
           One of `WRONG`, if it makes no sense; the tree is of no use then.
         """
+        if "driver" in record:  # the tree is grown on from one of its nodes
+            self._launch = _of(dict, record["driver"])
+            self.driver, self.ended = _of(int, self._launch["number"]), False
+            return set()
         if "refused" in record:
             self.refused += 1
             return set()
@@ -216,7 +224,7 @@ class SavedTree:
         above = None if parent is None else self.at(parent)
         schedule = self.schedule
         node = SavedNode(
-            index, int(data["id"], 16), int(data["stream"], 16), above, self._move(data["move"]), level, draft=_of(bool, data["draft"]),
+            index, int(data["id"], 16), int(data["stream"], 16), above, self._move(data["move"]), level, draft=_of(bool, data["draft"]), driver=_of(int, data.get("driver", self.driver)),
             alpha=None if schedule is None else schedule.alpha[level], sigma=None if schedule is None else schedule.sigma[level],
         )  # fmt: skip
         if above is not None:
@@ -261,12 +269,20 @@ class SavedTree:
         return True
 
     def _end(self, end: Mapping[str, Any]) -> set[int]:
-        self.answer = None if end["answer"] is None else self.at(end["answer"]).index
+        answer, known = None if end["answer"] is None else self.at(end["answer"]), self.best if self.answer is not None else None
+        # Of several drivers' answers the best, the earlier where they tie; one that ranked all samples again has the last word.
+        if answer is not None and (known is None or self._launch.get("joint") or _rank(answer, self.verifier) > _rank(known, self.verifier)):
+            self.answer = answer.index
         self.truncated, self.error, self.ledger, self.ended = end["truncated"], end["error"], _ledger(end["ledger"]), True
         closed = {node.index for node in self.nodes if node.status == "open"}
         for index in closed:
             self.nodes[index].status = "closed"
         return closed
+
+
+def _rank(node: SavedNode, verifier: str) -> float:
+    score = node.score(verifier)
+    return -math.inf if score is None else score
 
 
 def _state(node: SavedNode, nfe: Any, status: Any, reason: Any) -> None:

@@ -120,7 +120,7 @@ class Scoring:
         sampler, levels, self.memo = _lookahead(run, node, request)
         draft = run.drafts.get(self.memo)
         if draft is None:
-            leaf = grow(run, node, Move("denoise", levels, solver=run.tree.solver.ode), node.stream, 0, draft=True)
+            leaf = grow(run, node, Move("denoise", levels, solver=run.tree.solver.ode), run.tree.stream(node), 0, draft=True)
             draft = run.drafts[self.memo] = Draft(leaf)
             denoise(self.growth, run, [(node, levels, leaf)], sampler, None, None, draft.arrived)
         self.source = draft.leaf

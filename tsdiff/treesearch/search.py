@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -16,13 +16,13 @@ from tsdiff.treesearch.durable import RunFolders
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Forest
+from tsdiff.treesearch.loading import first_noise, load_models, pixels, settings
 from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.node import Node
-from tsdiff.treesearch.noise import Recipe, Torch
 from tsdiff.treesearch.plan import Plan, prepare
 from tsdiff.treesearch.pools import KIND
 from tsdiff.treesearch.previews import PreviewWriter
-from tsdiff.treesearch.protocols import Allocator, BoundVerifier, Condition, DiffusionModel, Policy, Search, TreeView
+from tsdiff.treesearch.protocols import Allocator, Condition, DiffusionModel, Policy, Search, TreeView
 from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.requests import Denoise, Draw, Score
@@ -164,17 +164,12 @@ def execute(
 
     with ExitStack() as stack:
         try:
-            model = plan.model.load()
-            models: dict[str | None, DiffusionModel] = {None: model}
-            models.update({name: outline.load() for name, outline in plan.helpers.items()})
-            for verifier in plan.verifiers:
-                if isinstance(verifier, BoundVerifier):
-                    verifier.require_model(model.fingerprint, model.latent_shape(plan.size), plan.schedule.kind)
-                verifier.prepare(model.device)
+            models = load_models(plan)
+            model = models[None]
             store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
             stack.callback(store.close)
-            stack.enter_context(_settings(plan.limits.deterministic))
-            collector.calibrated = calibrate(plan, model, None if plan.image is None else _pixels(plan.image), collector.trees.append, progress)
+            stack.enter_context(settings(plan.limits.deterministic))
+            collector.calibrated = calibrate(plan, model, None if plan.image is None else pixels(plan.image), collector.trees.append, progress)
         except BaseException:
             if folder is not None and into is None:
                 folder.rmdir()  # nothing has been written into it yet
@@ -243,7 +238,7 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
         drive = forest.drive
     else:
         drive = plan.policy.search
-    pixels = None if plan.image is None else _pixels(plan.image)
+    image = None if plan.image is None else pixels(plan.image)
     given = None if plan.given is None else plan.given.numpy()
     for c, condition in enumerate(plan.conditions):
         for s, seed in enumerate(plan.seeds):
@@ -263,8 +258,8 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
                     size=plan.size,
                     name=f"policy {plan.policy.name}" if line == "search" else "the baseline",
                     given=given,
-                    first=_first(plan.first, seed),
-                    image=pixels,
+                    first=first_noise(plan.first, seed),
+                    image=image,
                     keep=plan.out is not None and plan.keep_latents in ("all", "path") and line == "search",
                     on_end=ended if line == "search" else collector.ended,
                 )
@@ -273,17 +268,6 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
                 collector.assign(run, (c, s))
                 pair.append(run)
             yield tuple(pair)
-
-
-def _first(recipe: Recipe | None, seed: int) -> Recipe | None:
-    return Torch(seed) if isinstance(recipe, Torch) else recipe
-
-
-def _pixels(image: Any) -> Tensor:
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
 
 
 class _Collector:
@@ -342,8 +326,7 @@ class _Collector:
         result.options = self.plan.to_json() | {"typed": dict(self.plan.typed), "environment": self.environment}
         if self.folders is not None:
             if searched.done:
-                result.found(self.folders.path(place))
-                self.folders.tidy(place)
+                self.folders.found(place, result)
             else:
                 self.folders.finish(place, result)
         self.results[place] = result
@@ -390,21 +373,3 @@ def _index(done: Results) -> dict[str, Any]:
         "runs": [result.to_json() for result in done],
         "failures": [{"prompt": failure.prompt, "seed": failure.seed, "error": failure.message} for failure in done.failures],
     }
-
-
-@contextmanager
-def _settings(deterministic: bool) -> Iterator[None]:
-    """torch's global switches for bit-stable kernels, restored afterwards."""
-    import torch
-
-    if not deterministic:
-        yield
-        return
-    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = before[2]

@@ -47,6 +47,10 @@ class Tree:
       verifier: name of the verifier that steers; `best()` goes by it.
       nfe: limit on network evaluations, None for none.
       line: the ledger line this tree is booked on: "search" or "baseline".
+
+    Attributes:
+      driver: who grows it now: 0 is its search; whatever goes on from a saved tree is a later driver, whose streams, ids
+        and generators are its own, so that they follow from its number and not from what others have done.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Tree:
         self.seed = seed
         self.verifier = verifier
         self.line = line
+        self.driver = 0
         self.budget = Budget(nfe)
         self.ledger = TreeLedger()
         self.nodes: list[Node] = []
@@ -81,7 +86,7 @@ class Tree:
 
     def rng(self, *purpose: int | str) -> np.random.Generator:
         """A random generator of the policy's own; the same stateful object for the same purpose."""
-        key = derive(self.seed, "rng", *purpose)
+        key = derive(self.seed, "rng", *(("driver", self.driver) if self.driver else ()), *purpose)
         if key not in self._generators:
             self._generators[key] = generator(key)
         return self._generators[key]
@@ -102,16 +107,21 @@ class Tree:
     def add_root(self, move: Move, level: int = 0) -> Node:
         """A new root; the i-th has stream H(seed, "draw", i) whatever its noise recipe."""
         stream = derive(self.seed, "draw", len(self.roots))
-        node = Node(len(self.nodes), derive(stream, "root", move.kind), stream, None, move, level)
+        node = Node(len(self.nodes), derive(stream, "root", move.kind), stream, None, move, level, driver=self.driver)
         self.nodes.append(node)
         self.roots.append(node)
         return node
 
     def add_child(self, parent: Node, move: Move, stream: int, *path: int | str) -> Node:
         """A new child; `path` tells it apart from its siblings and makes its id."""
-        node = Node(len(self.nodes), derive(parent.id, move.kind, *move.levels, *path), stream, parent, move, move.levels[-1])
+        own = () if parent.driver == self.driver else ("driver", self.driver)
+        node = Node(len(self.nodes), derive(parent.id, move.kind, *move.levels, *own, *path), stream, parent, move, move.levels[-1], driver=self.driver)
         self.nodes.append(node)
         return node
+
+    def stream(self, node: Node) -> int:
+        """The stream that a node's children derive theirs from: its own, salted where another driver made it."""
+        return node.stream if node.driver == self.driver else derive(node.stream, "driver", self.driver)
 
     def next_child(self, *key: Any) -> int:
         """Count up and return the number of earlier children under a key (node index, kind, ...)."""
