@@ -211,7 +211,7 @@ def test_a_hook_on_the_network_sees_the_rows_of_the_ledger(dev: Any, scale: floa
     try:
         results = tsdiff.search(
             dev, PROMPTS, policy=Beam(width=2, branch=2), verifier="luminance", steps=4, solver="flow-ancestral", height=16, width=16,
-            guidance_scale=scale, negative_prompt="blurry", condition_extra=SHORT,
+            true_cfg_scale=scale, negative_prompt="blurry", condition_extra=SHORT,
         )  # fmt: skip
     finally:
         handle.remove()

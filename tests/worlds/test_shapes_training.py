@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +17,16 @@ from hypothesis import strategies as st
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.imports import prepare_torchvision
 from tsdiff.treesearch.noise import generator
+from tsdiff.worlds.shapes.geometry import COLORS, SHAPES
 from tsdiff.worlds.shapes.grammar import KINDS, VOCABULARY, read
 from tsdiff.worlds.shapes.heldout import holds_held_out
-from tsdiff.worlds.shapes.scenes import every_prompt
+from tsdiff.worlds.shapes.scenes import draw_scene, every_prompt
 from tsdiff.worlds.shapes.train.__main__ import main
 from tsdiff.worlds.shapes.train.autoencoder import Autoencoder
 from tsdiff.worlds.shapes.train.contrast import Contrast
 from tsdiff.worlds.shapes.train.denoiser import SCHEDULER, Denoiser
 from tsdiff.worlds.shapes.train.features import Classifier, labels
+from tsdiff.worlds.shapes.train.layout import places, places_loss, things, things_loss
 from tsdiff.worlds.shapes.train.loop import Training, finish, read_losses, train
 from tsdiff.worlds.shapes.train.pictures import draw_pictures
 from tsdiff.worlds.shapes.train.text import LENGTH, known_tokens, tokenizer, vocabulary
@@ -159,12 +162,51 @@ def test_near_misses_belong_to_their_own_pictures_alone():
         assert read(text).prompt.judge(scene.things).satisfied
         assert not prompt.judge(scene.things).satisfied
         assert not holds_held_out([(thing.color, thing.shape) for thing in scene.things])
-    captions, pixels = recipe.pairs(0)
+    captions, scenes, pixels = recipe.pairs(0)
     again = recipe.pairs(0)
     assert captions == again[0]
-    assert torch.equal(pixels, again[1])
-    assert len(captions) == len(pixels) == 60
+    assert torch.equal(pixels, again[2])
+    assert len(captions) == len(scenes) == len(pixels) == 60
+    assert all(read(caption).prompt.judge(scene.things).satisfied for caption, scene in zip(captions, scenes, strict=True))
     assert captions[:30] == list(draw_pictures(SHORT.seed, 0, 30).captions)
+
+
+# Heads ---------------------------------------------------------------------------------------------------------------
+
+
+def test_heads_are_asked_only_what_can_be_told():
+    """A caption tells places by its relation and colours by naming all; a picture tells both, but not which of two circles."""
+    rng = generator(11)
+    prompts = [read(text).prompt for text in ("a red star left of a blue circle", "a star left of a circle", "a red star and a blue circle", "two circles")]
+    scenes = [draw_scene(prompt, rng, held_out=True) for prompt in prompts]
+    values, known = places(scenes, prompts)
+    assert known.sum(dim=1).tolist() == [4, 4, 0, 0]
+    star, circle = SHAPES.index("star"), SHAPES.index("circle")
+    assert all(row[2 * star] < row[2 * circle] for row in values[:2])
+    assert things(scenes, prompts)[1][:, 0].tolist() == [1, 0, 1, 0]
+    seen, visible = places(scenes, [None] * 4)
+    assert visible.sum(dim=1).tolist() == [4, 4, 4, 0]
+    assert torch.equal(seen[:2], values[:2])
+    present, all_known = things(scenes, [None] * 4)
+    assert bool(all_known.all())
+    assert torch.equal(present, labels(scenes)[0])
+    assert places_loss(values, (values, known)) == 0
+    assert places_loss(values + known, (values, known)) == 1  # one off in each that can be told, whatever their number
+    assert things_loss(torch.zeros_like(present), (present, all_known)).item() == pytest.approx(len(COLORS) * math.log(2))
+
+
+def test_a_second_run_begins_with_the_weights_of_the_first(autoencoder, tmp_path):
+    first = Denoiser("tiny", (8, 16, 16), autoencoder, SHORT)
+    trained = train(first, tmp_path / "first", quiet=True)
+    second = replace(first, name="second", layout=0.5, weights={"color_position": 1.0}, first=tmp_path / "first")
+    begun = second.build().state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in trained.state_dict().items())
+    assert {name.partition(".")[0] for name in begun} == {"unet", "text_encoder", "places"}
+    whole = train(second, tmp_path / "whole", quiet=True)
+    train(second, tmp_path / "parts", quiet=True, every=1, until=2)
+    assert states_equal(whole, train(second, tmp_path / "parts", quiet=True))
+    with pytest.raises(UsageError, match="train nothing first"):
+        replace(second, first=tmp_path / "nothing").build()
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -281,7 +323,7 @@ def test_an_exported_clip_is_loaded_by_open_clip(tmp_path):
     words = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
     texts = ["a red star", "three circles"]
     assert torch.equal(words(texts), recipe._tokens(texts))
-    _, pixels = recipe.pairs(0)
+    _, _, pixels = recipe.pairs(0)
     with torch.inference_mode():
         torch.testing.assert_close(loaded.eval().encode_image(pixels), model.encode_image(pixels), rtol=0, atol=2e-2)
         torch.testing.assert_close(loaded.encode_text(words(texts)), model.encode_text(recipe._tokens(texts)), rtol=0, atol=2e-2)

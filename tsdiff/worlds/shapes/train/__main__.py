@@ -11,6 +11,9 @@ import torch
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.worlds.shapes.train.loop import Recipe, Training, account, finish, train
 
+RELATIONS = {"single_object": 0.05, "colors": 0.05, "two_object": 0.05, "counting": 0.06, "position": 0.22, "color_attr": 0.05, "color_position": 0.42, "color_count": 0.05, "three_objects": 0.05}
+"""Shares of the kinds in the second part of training: what the first part has learned least."""
+
 
 def recipes(runs: Path) -> dict[str, Recipe]:
     """Every recipe by name. Later ones find the models they build on under `runs`."""
@@ -23,7 +26,8 @@ def recipes(runs: Path) -> dict[str, Recipe]:
     numbers = {"batch": 32, "rate": 7e-4, "warmup": 500, "average": 0.9995}
     made: list[Recipe] = [
         Autoencoder(),
-        Denoiser("shapes", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
+        Denoiser("shapes-first", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
+        Denoiser("shapes", (32, 96, 160), latents, Training(steps=12_000, **numbers | {"rate": 5e-4}), RELATIONS, 0.5, runs / "shapes-first"),
         Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=10_000, **numbers)),
         Contrast(),
         Classifier(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from torch import nn
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.imports import prepare_torchvision
-from tsdiff.worlds.shapes.train.loop import Training
+from tsdiff.worlds.shapes.grammar import read
+from tsdiff.worlds.shapes.scenes import WEIGHTS
+from tsdiff.worlds.shapes.train.layout import PLACES, places, places_loss
+from tsdiff.worlds.shapes.train.loop import Training, begin_from
 from tsdiff.worlds.shapes.train.pictures import draw_pictures
 from tsdiff.worlds.shapes.train.text import LENGTH, known_tokens, tokenizer, vocabulary
 
@@ -51,12 +55,18 @@ class Denoiser:
       channels: of the UNet's levels 16x16, 8x8 and 4x4.
       autoencoder: folder of the trained `AutoencoderKL`.
       training: the numbers of the run.
+      weights: share of each kind of caption.
+      layout: weight of a loss that makes the text encoder say where things stand whose relation a caption tells (`layout.py`).
+      first: a checkpoint's folder to begin from; None begins with random weights.
     """
 
     name: str
     channels: tuple[int, int, int]
     autoencoder: Path
     training: Training
+    weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
+    layout: float = 0.0
+    first: Path | None = None
 
     def build(self) -> nn.Module:
         prepare_torchvision()
@@ -74,21 +84,34 @@ class Denoiser:
             attention_head_dim=4,  # diffusers reads this as the number of heads
             norm_num_groups=8,
         )
-        return nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder()})
+        model = nn.ModuleDict({"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder()})
+        if self.first is not None:
+            begin_from(model, self.first)
+        if self.layout:
+            model["places"] = nn.Linear(WIDTH, PLACES)
+        return model
 
     def loss(self, model: Any, step: int, noise: torch.Generator) -> torch.Tensor:
-        """Squared error of v, averaged over pictures and latent elements."""
+        """Squared error of v, averaged over pictures and latent elements; and the layout loss, if it has a weight."""
         plan = self.training
-        pictures = draw_pictures(plan.seed, step * plan.batch, plan.batch)
+        pictures = draw_pictures(plan.seed, step * plan.batch, plan.batch, self.weights)
         with torch.no_grad():
             latents = self._vae.encode(pictures.pixels).latent_dist.mean * self._vae.config.scaling_factor
         alpha, sigma, timesteps = self._noise_levels(plan.batch, noise)
         epsilon = torch.randn(latents.shape, generator=noise)
         dropped = torch.rand(plan.batch, generator=noise) < CAPTION_DROPOUT
         captions = ["" if drop else caption for caption, drop in zip(pictures.captions, dropped.tolist(), strict=True)]
-        embeddings = model["text_encoder"](self._tokens(captions)).last_hidden_state
+        tokens = self._tokens(captions)
+        embeddings = model["text_encoder"](tokens).last_hidden_state
         output = model["unet"](alpha * latents + sigma * epsilon, timesteps, embeddings).sample
-        return F.mse_loss(output, alpha * epsilon - sigma * latents)
+        error = F.mse_loss(output, alpha * epsilon - sigma * latents)
+        if not self.layout:
+            return error
+        # The last word and the end: of all tokens these have read the whole sentence.
+        ends = tokens.eq(tokens[0, -1]).int().argmax(dim=1)
+        rows = torch.arange(len(captions))
+        told = places(pictures.scenes, [read(caption).prompt for caption in captions])
+        return error + self.layout * sum(places_loss(model["places"](embeddings[rows, place]), told) for place in (ends - 1, ends)) / 2
 
     def _noise_levels(self, count: int, noise: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """alpha and sigma (B, 1, 1, 1) and timesteps (B,): stratified, one in each 1/B of the distribution."""

@@ -154,6 +154,26 @@ def finish(recipe: Recipe, folder: Path) -> nn.Module:
     return model.eval()
 
 
+def begin_from(model: nn.Module, folder: Path) -> None:
+    """Give a model the weights (their moving average, if there is one) that another run has come to.
+
+    Parts that only one of the two has, such as heads of a loss, are passed over.
+
+    Raises:
+      UsageError: if there is no such run, or nothing of it fits.
+    """
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        raise UsageError(f"the run begins from the weights in {str(path)!r}, which is not there; train {folder.name} first")
+    state = torch.load(path, weights_only=True)
+    weights = state["model"] | (state["average"] or {})
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights]
+    if len(missing) == len(own):
+        raise UsageError(f"{str(path)!r} holds none of the weights that {type(model).__name__} has")
+    model.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+
+
 def account(folder: Path, last: int = 500) -> dict[str, Any]:
     """What a run's checkpoint says of it: numbers, steps taken, seconds they took, and the mean of the last losses."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from tsdiff.worlds.shapes.geometry import Scene
 from tsdiff.worlds.shapes.render import render_batch
-from tsdiff.worlds.shapes.scenes import training_example
+from tsdiff.worlds.shapes.scenes import WEIGHTS, training_example
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Pictures:
     pixels: torch.Tensor
 
 
-def draw_pictures(seed: int, first: int, count: int) -> Pictures:
-    """Examples `first` to `first + count - 1` of a seed's endless training set."""
-    captions, scenes = zip(*(training_example(seed, first + number) for number in range(count)), strict=True)
+def draw_pictures(seed: int, first: int, count: int, weights: Mapping[str, float] = WEIGHTS) -> Pictures:
+    """Examples `first` to `first + count - 1` of a seed's endless training set; `weights` are the shares of the kinds."""
+    captions, scenes = zip(*(training_example(seed, first + number, weights) for number in range(count)), strict=True)
     return Pictures(captions, scenes, to_pixels(scenes))
 
 
