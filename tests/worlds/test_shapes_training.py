@@ -201,7 +201,7 @@ def test_a_second_run_begins_with_the_weights_of_the_first(autoencoder, tmp_path
     second = replace(first, name="second", layout=0.5, weights={"color_position": 1.0}, first=tmp_path / "first")
     begun = second.build().state_dict()
     assert all(torch.equal(begun[name], value) for name, value in trained.state_dict().items())
-    assert {name.partition(".")[0] for name in begun} == {"unet", "text_encoder", "places"}
+    assert {name.partition(".")[0] for name in begun} == {"unet", "text_encoder", "places", "things"}
     whole = train(second, tmp_path / "whole", quiet=True)
     train(second, tmp_path / "parts", quiet=True, every=1, until=2)
     assert states_equal(whole, train(second, tmp_path / "parts", quiet=True))

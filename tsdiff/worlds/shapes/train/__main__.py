@@ -27,7 +27,7 @@ def recipes(runs: Path) -> dict[str, Recipe]:
     made: list[Recipe] = [
         Autoencoder(),
         Denoiser("shapes-first", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
-        Denoiser("shapes", (32, 96, 160), latents, Training(steps=12_000, **numbers | {"rate": 5e-4}), RELATIONS, 0.5, runs / "shapes-first"),
+        Denoiser("shapes", (32, 96, 160), latents, Training(steps=12_000, **numbers | {"rate": 5e-4}), RELATIONS, 2.0, runs / "shapes-first"),
         Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=10_000, **numbers)),
         Contrast(),
         Classifier(),

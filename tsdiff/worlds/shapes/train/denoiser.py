@@ -14,9 +14,10 @@ from torch import nn
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.imports import prepare_torchvision
+from tsdiff.treesearch.noise import derive
 from tsdiff.worlds.shapes.grammar import read
-from tsdiff.worlds.shapes.scenes import WEIGHTS
-from tsdiff.worlds.shapes.train.layout import PLACES, places, places_loss
+from tsdiff.worlds.shapes.scenes import WEIGHTS, training_example
+from tsdiff.worlds.shapes.train.layout import PLACES, THINGS, places, places_loss, things, things_loss
 from tsdiff.worlds.shapes.train.loop import Training, begin_from
 from tsdiff.worlds.shapes.train.pictures import draw_pictures
 from tsdiff.worlds.shapes.train.text import LENGTH, known_tokens, tokenizer, vocabulary
@@ -29,6 +30,12 @@ CAPTION_DROPOUT = 0.1
 
 NOISE_BIAS = 0.7
 """Timesteps are 1000 u^0.7 with u uniform: 63 % fall in the noisier half, where counts and places are decided."""
+
+TOLD = 64
+"""Captions a step that the text encoder has to tell the layout of, where that is asked."""
+
+TELLING = {"position": 0.3, "color_position": 0.5, "color_attr": 0.1, "three_objects": 0.1}
+"""Shares of their kinds."""
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -88,7 +95,7 @@ class Denoiser:
         if self.first is not None:
             begin_from(model, self.first)
         if self.layout:
-            model["places"] = nn.Linear(WIDTH, PLACES)
+            model["places"], model["things"] = nn.Linear(WIDTH, PLACES), nn.Linear(WIDTH, THINGS)
         return model
 
     def loss(self, model: Any, step: int, noise: torch.Generator) -> torch.Tensor:
@@ -101,17 +108,23 @@ class Denoiser:
         epsilon = torch.randn(latents.shape, generator=noise)
         dropped = torch.rand(plan.batch, generator=noise) < CAPTION_DROPOUT
         captions = ["" if drop else caption for caption, drop in zip(pictures.captions, dropped.tolist(), strict=True)]
-        tokens = self._tokens(captions)
-        embeddings = model["text_encoder"](tokens).last_hidden_state
+        embeddings = model["text_encoder"](self._tokens(captions)).last_hidden_state
         output = model["unet"](alpha * latents + sigma * epsilon, timesteps, embeddings).sample
         error = F.mse_loss(output, alpha * epsilon - sigma * latents)
-        if not self.layout:
-            return error
+        return error + self.layout * self._layout_loss(model, step) if self.layout else error
+
+    def _layout_loss(self, model: Any, step: int) -> torch.Tensor:
+        """How badly the text encoder tells what is where. Captions alone cost little, so there are more of them than pictures."""
+        seed = derive(self.training.seed, self.name, "layout")
+        captions, scenes = zip(*(training_example(seed, step * TOLD + number, TELLING) for number in range(TOLD)), strict=True)
+        prompts = [read(caption).prompt for caption in captions]
+        tokens = self._tokens(list(captions))
+        states = model["text_encoder"](tokens).last_hidden_state
         # The last word and the end: of all tokens these have read the whole sentence.
-        ends = tokens.eq(tokens[0, -1]).int().argmax(dim=1)
-        rows = torch.arange(len(captions))
-        told = places(pictures.scenes, [read(caption).prompt for caption in captions])
-        return error + self.layout * sum(places_loss(model["places"](embeddings[rows, place]), told) for place in (ends - 1, ends)) / 2
+        ends, rows = tokens.eq(tokens[0, -1]).int().argmax(dim=1), torch.arange(TOLD)
+        where, what = places(scenes, prompts), things(scenes, prompts)
+        parts = [places_loss(model["places"](states[rows, place]), where) + things_loss(model["things"](states[rows, place]), what) / 4 for place in (ends - 1, ends)]
+        return torch.stack(parts).mean()
 
     def _noise_levels(self, count: int, noise: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """alpha and sigma (B, 1, 1, 1) and timesteps (B,): stratified, one in each 1/B of the distribution."""
