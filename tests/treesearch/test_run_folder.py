@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from fakes import PROMPT, Hooked, Judge
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -262,3 +264,42 @@ def _interrupt(progress):
 
 def test_format_is_named_once():
     assert runfolder.FORMAT == 1
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=3) | st.integers() | st.booleans() | st.none(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), ANYTHING, max_size=4), st.lists(ANYTHING, max_size=3))
+def test_json_in_pieces_is_the_json_of_the_library(data, items):
+    def dumped(data):
+        return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
+
+    assert "".join(runfolder.indented(data)) == dumped(data)
+    assert "".join(runfolder.indented({**data, "items": iter(items)})) == dumped({**data, "items": items})
+
+
+def test_json_in_pieces_refuses_what_the_library_refuses():
+    for bad in ({"x": [float("nan")]}, {"x": {float("inf"): 1}}):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            list(runfolder.indented(bad))
+    for bad in ({"x": object()}, {"x": {(1, 2): 3}}, {"x": {b"y": 3}}):
+        with pytest.raises(TypeError):
+            list(runfolder.indented(bad))
+
+
+@pytest.mark.parametrize("last", [torch.ones(2), torch.ones(3), torch.ones(2, dtype=torch.float64)], ids=["alike", "another shape", "another type"])
+def test_latents_that_should_be_alike_are_written_as_they_are(tmp_path, last):
+    tensors = {"a": torch.zeros(2), "b": torch.full((2,), 0.5), 'c"': last}
+    reads = []
+    write_latents(tmp_path / "alike.safetensors", tensors, lambda name: reads.append(name) or tensors[name], alike=True)
+    write_latents(tmp_path / "any.safetensors", tensors, tensors.__getitem__)
+    assert (tmp_path / "alike.safetensors").read_bytes() == (tmp_path / "any.safetensors").read_bytes()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "alike.safetensors").items())
+    if last.shape == (2,) and last.dtype == torch.float32:
+        assert reads == ["a", "a", "b", 'c"'], "the first says what all are like"
+    write_latents(tmp_path / "none.safetensors", [], tensors.__getitem__, alike=True)
+    assert load_file(tmp_path / "none.safetensors") == {}

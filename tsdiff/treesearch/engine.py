@@ -328,9 +328,10 @@ class Engine:
             if pixels is not None:
                 run.picture = (node, pixels.cpu())
             else:
-                node.note["image"] = reason
+                node.note = {**node.note, "image": reason}
 
         decodes = run.tree.ledger.decodes
         self.batches.decode_now(Decode(run, model, self.store.get(run.key("node", node.index))["latent"], keep))
         if again:  # it was counted before the interruption
+            self.ledger.lost_decodes += run.tree.ledger.decodes - decodes
             run.tree.ledger.decodes = decodes

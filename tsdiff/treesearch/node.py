@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from tsdiff.treesearch.noise import Recipe, recipe_from_json, recipe_to_json
@@ -10,6 +12,8 @@ from tsdiff.treesearch.noise import Recipe, recipe_from_json, recipe_to_json
 Json: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 MoveKind: TypeAlias = Literal["draw", "start", "denoise", "renoise", "perturb"]
 Status: TypeAlias = Literal["open", "closed", "failed"]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class Node:
       reason: why it failed.
       draft: made only to look ahead: counted and shown, never an answer.
       note: what the policy wrote on it, strict JSON.
+
+    `values` and `note` are for reading; they are replaced, never changed.
     """
 
     index: int
@@ -104,11 +110,11 @@ class Node:
     move: Move
     level: int
     nfe: int = 0
-    values: dict[str, Value] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=lambda: _NOTHING)  # one for all: most nodes of a large tree have none
     status: Status = "open"
     reason: str | None = None
     draft: bool = False
-    note: dict[str, Json] = field(default_factory=dict)
+    note: Mapping[str, Json] = field(default_factory=lambda: _NOTHING)
 
     def __hash__(self) -> int:
         return self.index
@@ -147,5 +153,5 @@ class Node:
             "status": self.status,
             "reason": self.reason,
             "draft": self.draft,
-            "note": self.note,
+            "note": dict(self.note),
         }

@@ -19,8 +19,8 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
+_WRITE_BYTES = 1 << 16
 PACKAGES = ("tsdiff", "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "safetensors")
 
 
@@ -64,9 +65,54 @@ def slug(text: str, most: int = 40) -> str:
 
 
 def write_json(path: Path, data: Mapping[str, Any], *, disk: Disk = LOCAL) -> None:
-    """Write strict JSON (no NaN), whole or not at all."""
-    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _write(disk, path, [text.encode("utf-8", "surrogatepass")])
+    """Write strict JSON (no NaN), whole or not at all. Values that are iterators become lists, and are never in memory as a whole."""
+    texts: Iterator[str] = chain(indented(data), ["\n"])
+    if not any(isinstance(value, Iterator) for value in data.values()):
+        texts = iter(list(texts))  # what cannot be written is told before a file is begun
+    _write(disk, path, (text.encode("utf-8", "surrogatepass") for text in texts))
+
+
+def indented(data: Mapping[str, Any]) -> Iterator[str]:
+    """What `json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)` gives, faster and in pieces."""
+    before = "{\n "
+    for key, value in data.items():
+        yield f"{before}{_key(key)}: "
+        before = ",\n "
+        if isinstance(value, Iterator):
+            ahead = "[\n  "
+            for item in value:
+                yield ahead + _text(item, "\n  ")
+                ahead = ",\n  "
+            yield "[]" if ahead.startswith("[") else "\n ]"
+        else:
+            yield _text(value, "\n ")
+    yield "\n}" if data else "{}"
+
+
+def _text(value: Any, margin: str) -> str:
+    """A value whose further lines begin with `margin`."""
+    if type(value) is int:
+        return repr(value)
+    if value is None:
+        return "null"
+    inner = margin + " "
+    if isinstance(value, dict) and value:
+        return f"{{{','.join([f'{inner}{_key(key)}: {_text(item, inner)}' for key, item in value.items()])}{margin}}}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"[{','.join([inner + _text(item, inner) for item in value])}{margin}]"
+    return _plain(value)
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, str):
+        return _word(key)
+    if key is None or isinstance(key, (bool, int, float)):
+        return f'"{_plain(key)}"'
+    raise TypeError(f"keys must be text, not {type(key).__name__}")
+
+
+_plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_word = lru_cache(maxsize=1024)(_plain)  # names of facts: there are few
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,33 +137,67 @@ def write_image(path: Path, image: Image, *, disk: Disk = LOCAL) -> None:
     _write(disk, path, [buffer.getvalue()])
 
 
-def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor], *, disk: Disk = LOCAL) -> None:
+def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor], *, alike: bool = False, disk: Disk = LOCAL) -> None:
     """Write a safetensors file one tensor at a time, so that memory does not grow with the tree.
 
     The format (an 8-byte length, a JSON header, then raw little-endian data) needs all shapes first, so every tensor
-    is read twice.
+    is read twice; once if all are `alike`, as far as that is true.
     """
-    header: dict[str, Any] = {}
-    offset = 0
     kept = list(names)
-    for name in kept:
-        tensor = read(name)
-        header[name] = {
-            "dtype": _DTYPES[str(tensor.dtype)],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    _write(disk, path, chain([len(text).to_bytes(8, "little") + text], (_raw(read(name)) for name in kept)))
+    forms = [_form(read(name)) for name in kept[: 1 if alike else None]]
+    if alike:
+        forms *= len(kept)
+
+    def header() -> Iterator[bytes]:
+        before, offset = "{", 0
+        for name, (size, form) in zip(kept, forms, strict=True):
+            yield f'{before}{json.dumps(name)}: {{{form}, "data_offsets": [{offset}, {offset + size}]}}'.encode()
+            before, offset = ", ", offset + size
+        yield b"}" if kept else b"{}"
+
+    def data() -> Iterator[bytes]:
+        for name, form in zip(kept, forms, strict=True):
+            tensor = read(name)
+            if _form(tensor) != form:
+                raise _Unlike
+            yield _raw(tensor)
+
+    length = sum(map(len, header()))
+    padding = -length % 8
+    try:
+        _write(disk, path, chain([(length + padding).to_bytes(8, "little")], header(), [b" " * padding], data()))
+    except _Unlike:
+        write_latents(path, kept, read, disk=disk)
+
+
+class _Unlike(Exception):
+    """A tensor differs in type or shape from the others."""
+
+
+def _form(tensor: Tensor) -> tuple[int, str]:
+    """Bytes; and type and shape as the header of a safetensors file has them."""
+    return tensor.nbytes, f'"dtype": "{_DTYPES[str(tensor.dtype)]}", "shape": {list(tensor.shape)}'
 
 
 def _write(disk: Disk, path: Path, pieces: Iterable[bytes]) -> None:
     try:
-        write_whole(disk, path, pieces)
+        write_whole(disk, path, _gathered(pieces))
     except OSError as error:
         raise told(error, path) from error
+
+
+def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same in pieces that are worth a write each."""
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _WRITE_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)
 
 
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16"}

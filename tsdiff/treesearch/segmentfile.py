@@ -22,7 +22,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from io import FileIO
+from functools import lru_cache
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def segment_numbers(folder: Path) -> list[int]:
 
 def write_record(segment: int, offset: int, key: str, raw: Raw) -> bytes:
     """The bytes of a record that will stand at a byte offset of a segment."""
-    text = encode({"key": key, "dtype": raw.dtype, "shape": list(raw.shape)})
+    text = b'{"key":%b%b' % (encode(key), _form(raw.dtype, raw.shape))
     text += b" " * (-(_FIXED.size + len(text) + _CRC.size) % _ALIGN)
     if len(text) > _MAX_HEADER:
         raise UsageError(f"a key of {len(key)} characters is too long to store a tensor under")
@@ -114,6 +115,12 @@ def write_record(segment: int, offset: int, key: str, raw: Raw) -> bytes:
     head += _CRC.pack(zlib.crc32(head))
     check = _CRC.pack(zlib.crc32(raw.data, zlib.crc32(head)))
     return b"".join((head, raw.data, check, b"\0" * (-(raw.data.nbytes + _CRC.size) % _ALIGN)))
+
+
+@lru_cache(maxsize=64)
+def _form(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What follows the key in a header's text: a run has few types and shapes."""
+    return b',"dtype":%b,"shape":%b}' % (encode(dtype), encode(list(shape)))
 
 
 def read(folder: Path, place: Place) -> tuple[str, Raw]:
@@ -125,13 +132,15 @@ def read(folder: Path, place: Place) -> tuple[str, Raw]:
     """
     path = segment_path(folder, place.segment)
     try:
-        with FileIO(path) as file:
-            header = _header_at(file, place.segment, place.offset)
-            if header.kind != _TENSOR:
-                raise _Flaw("the record there is no tensor")
-            if header.size != place.size:
-                raise _Flaw(f"it has {header.size} bytes instead of {place.size}")
-            return header.key, Raw(header.dtype, header.shape, _payload(file, header))
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            record = BytesIO(file.read(place.size))
+        header = _header_at(record, path, place.segment, place.offset, base=place.offset)
+        if header.kind != _TENSOR:
+            raise _Flaw("the record there is no tensor")
+        if header.size != place.size:
+            raise _Flaw(f"it has {header.size} bytes instead of {place.size}")
+        return header.key, Raw(header.dtype, header.shape, _payload(record, header))
     except _Flaw as flaw:
         raise DamagedRecord(f"the tensor at byte {place.offset} of {str(path)!r} is lost: {flaw}") from None
     except FileNotFoundError:
@@ -159,13 +168,14 @@ def scan(folder: Path, *, verify: bool = True) -> Iterator[Entry | Damage]:
 
 def scan_segment(folder: Path, number: int, *, verify: bool = True) -> Iterator[Entry | Damage]:
     """All that one segment holds, in order. Raises OSError, or UsageError if it was written by a newer tsdiff."""
-    with FileIO(segment_path(folder, number)) as file:
+    path = segment_path(folder, number)
+    with FileIO(path) as file:
         size = file.seek(0, 2)
         offset = 0
         while offset < size:
             after: int | None = None
             try:
-                header = _header_at(file, number, offset)
+                header = _header_at(file, path, number, offset)
                 if offset + header.size > size:
                     after = size
                     raise _Flaw("it is cut short")
@@ -176,7 +186,7 @@ def scan_segment(folder: Path, number: int, *, verify: bool = True) -> Iterator[
                     yield Entry(Place(number, offset, header.size), header.key, header.dtype, header.shape)
             except _Flaw as flaw:
                 if after is None:
-                    after = _next_record(file, number, offset + _ALIGN, size)
+                    after = _next_record(file, path, number, offset + _ALIGN, size)
                 yield Damage(number, offset, after - offset, after == size, str(flaw))
             offset = after
 
@@ -204,9 +214,12 @@ class _Header:
     crc: int
 
 
-def _header_at(file: FileIO, segment: int, offset: int) -> _Header:
-    """The header at a byte offset; afterwards the file stands at the payload. Raises _Flaw."""
-    file.seek(offset)
+def _header_at(file: FileIO | BytesIO, path: Path, segment: int, offset: int, *, base: int = 0) -> _Header:
+    """The header at a byte offset of a segment, of which `file` holds what follows `base`; afterwards it stands at the payload.
+
+    Raises _Flaw.
+    """
+    file.seek(offset - base)
     fixed = _exactly(file, _FIXED.size)
     magic, version, kind, of_segment, at_offset, length, payload = _FIXED.unpack(fixed)
     if magic != _MAGIC or length > _MAX_HEADER:
@@ -215,7 +228,7 @@ def _header_at(file: FileIO, segment: int, offset: int) -> _Header:
     if _CRC.unpack(head[-_CRC.size :])[0] != zlib.crc32(head[: -_CRC.size]):
         raise _Flaw("the checksum of its header is wrong")
     if version > VERSION:
-        raise UsageError(f"{str(file.name)!r} has format {version}, but this tsdiff reads up to format {VERSION}; install a newer tsdiff")
+        raise UsageError(f"{str(path)!r} has format {version}, but this tsdiff reads up to format {VERSION}; install a newer tsdiff")
     if (of_segment, at_offset) != (segment, offset):
         raise _Flaw("the record there belongs to another place")
     size = len(head) + payload + _CRC.size
@@ -229,7 +242,7 @@ def _header_at(file: FileIO, segment: int, offset: int) -> _Header:
         raise _Flaw(f"its header makes no sense ({error})") from None
 
 
-def _payload(file: FileIO, header: _Header) -> memoryview:
+def _payload(file: FileIO | BytesIO, header: _Header) -> memoryview:
     """The payload that follows a header. Raises _Flaw."""
     data = _exactly(file, header.payload + _CRC.size)
     payload = memoryview(data)[: header.payload]
@@ -238,7 +251,7 @@ def _payload(file: FileIO, header: _Header) -> memoryview:
     return payload
 
 
-def _exactly(file: FileIO, size: int) -> bytearray:
+def _exactly(file: FileIO | BytesIO, size: int) -> bytearray:
     data = bytearray(size)
     rest = memoryview(data)
     while len(rest):
@@ -249,7 +262,7 @@ def _exactly(file: FileIO, size: int) -> bytearray:
     return data
 
 
-def _next_record(file: FileIO, number: int, start: int, size: int) -> int:
+def _next_record(file: FileIO, path: Path, number: int, start: int, size: int) -> int:
     """Where the next record with an intact header begins, from a multiple of 64 bytes on; the file's size if none does."""
     for base in range(start, size, _CHUNK):
         file.seek(base)
@@ -258,7 +271,7 @@ def _next_record(file: FileIO, number: int, start: int, size: int) -> int:
         while found >= 0:
             if found % _ALIGN == 0:
                 with suppress(_Flaw):  # bytes that only look like a record
-                    _header_at(file, number, base + found)
+                    _header_at(file, path, number, base + found)
                     return base + found
             found = data.find(_MAGIC, found + 1)
     return size

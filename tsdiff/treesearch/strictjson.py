@@ -21,6 +21,7 @@ from typing import Any
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.node import Json
 
+_MARK = '"$'  # what is marked can only start like this
 _STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -33,7 +34,7 @@ def encode(record: Json) -> bytes:
     try:
         try:
             text = _STRICT(record)
-            if '"$' not in text:  # the marks of this module can only start like this
+            if _MARK not in text:
                 return text.encode()
         except ValueError:  # not finite; a lone surrogate (UnicodeEncodeError) is one too
             pass
@@ -45,14 +46,18 @@ def encode(record: Json) -> bytes:
 def decode(text: bytes) -> Json:
     """The inverse of `encode`. Raises ValueError if it is not strict JSON."""
     try:
-        data: Json = json.loads(text.decode(), parse_constant=_refuse)
-        return _unmark(data) if b'"$' in text else data
+        whole = text.decode()
+        data: Json = _DECODER.decode(whole)
+        return _unmark(data) if _MARK in whole else data
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not strict JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _mark(value: Any) -> Any:

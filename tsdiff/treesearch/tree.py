@@ -6,13 +6,11 @@ The engine grows it; a policy reads it (`TreeView`). It holds no tensor.
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Budget, TreeLedger
-from tsdiff.treesearch.node import Json, Move, Node
+from tsdiff.treesearch.node import Json, Move, Node, Value
 from tsdiff.treesearch.noise import derive, generator
 from tsdiff.treesearch.protocols import Condition
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
@@ -57,19 +55,47 @@ class Tree:
         self.roots: list[Node] = []
         self.notes: list[dict[str, Json]] = []
         self.heard: list[tuple[Node | None, dict[str, Json]]] | None = None  # notes as they come, where somebody writes them down
-        self.children: Counter[tuple[Any, ...]] = Counter()
+        self.children: dict[int, dict[tuple[Any, ...], int]] = {}  # of open nodes: how many they have had, by kind of move
         self._generators: dict[int, np.random.Generator] = {}
+        self._leaders: dict[str, Node | None] = {}  # the best finished node by value key, of those keys that `give_value` knows
+        self._unsure: set[str] = set()  # keys whose leader has to be looked for again
 
     def best(self, verifier: str | None = None) -> Node | None:
         """The finished node with the highest score (ties: the oldest); None while there is none."""
         key = self.verifier if verifier is None else verifier
+        if key in self._leaders and key not in self._unsure:
+            return self._leaders[key]
         best: Node | None = None
-        highest = -math.inf
         for node in self.nodes:
-            score = node.score(key)
-            if node.level == self.schedule.last and not node.draft and not node.failed and score is not None and score > highest:
-                best, highest = node, score
+            if self._leads(node, best, key):
+                best = node
+        if key in self._leaders:
+            self._leaders[key] = best
+            self._unsure.discard(key)
         return best
+
+    def _leads(self, node: Node, best: Node | None, key: str) -> bool:
+        """Whether a node is a finished one with a higher score than the best so far (ties: the older)."""
+        score = node.score(key)
+        if score is None or node.level != self.schedule.last or node.draft or node.failed:
+            return False
+        held = None if best is None else best.score(key)
+        return best is None or held is None or (score, -node.index) > (held, -best.index)
+
+    def give_value(self, node: Node, key: str, value: Value) -> None:
+        """Give a node a verifier's value; a second one under the same key replaces the first."""
+        if key in node.values:
+            self._unsure.add(key)
+        node.values = {**node.values, key: value}
+        best = self._leaders.setdefault(key, None)
+        if self._leads(node, best, key):
+            self._leaders[key] = node
+
+    def give_up(self, node: Node, reason: str) -> None:
+        """A node has failed."""
+        node.status = "failed"
+        node.reason = reason
+        self._unsure.update(key for key, best in self._leaders.items() if best is node)
 
     def rng(self, *purpose: int | str) -> np.random.Generator:
         """A random generator of the policy's own; the same stateful object for the same purpose."""
@@ -87,7 +113,7 @@ class Tree:
         if self.heard is not None:
             self.heard.append((node, facts))
         if node is not None:
-            node.note.update(facts)
+            node.note = {**node.note, **facts}
         else:
             self.notes.append(facts)
 
@@ -105,11 +131,17 @@ class Tree:
         self.nodes.append(node)
         return node
 
-    def next_child(self, *key: Any) -> int:
-        """Count up and return the number of earlier children under a key (node index, kind, ...)."""
-        number = self.children[key]
-        self.children[key] += 1
+    def next_child(self, node: Node, *kind: Any) -> int:
+        """Count up and return the number of earlier children of a kind."""
+        counts = self.children.setdefault(node.index, {})
+        number = counts.get(kind, 0)
+        counts[kind] = number + 1
         return number
+
+    def count_children(self, node: Node, number: int, *kind: Any) -> None:
+        """At least so many children of a kind are there."""
+        counts = self.children.setdefault(node.index, {})
+        counts[kind] = max(counts.get(kind, 0), number)
 
     def to_networkx(self) -> nx.DiGraph[int]:
         """The tree as a networkx DiGraph: nodes by index, with the attributes of `Node.to_json`."""
@@ -124,6 +156,10 @@ class Tree:
 
     def to_json(self) -> dict[str, Any]:
         """The tree as strict JSON; seconds, padding and probes are not part of it."""
+        return self.facts() | {"nodes": [node.to_json() for node in self.nodes]}
+
+    def facts(self) -> dict[str, Any]:
+        """What `to_json` says beside the nodes."""
         return {
             "format": 1,
             "prompt": self.condition.prompt,
@@ -142,5 +178,4 @@ class Tree:
             },
             "ledger": self.ledger.to_json(),
             "notes": self.notes,
-            "nodes": [node.to_json() for node in self.nodes],
         }
