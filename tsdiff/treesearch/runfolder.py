@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,16 +92,15 @@ def indented(data: Mapping[str, Any]) -> Iterator[str]:
 
 def _text(value: Any, margin: str) -> str:
     """A value whose further lines begin with `margin`."""
-    if type(value) is int:
+    kind = type(value)
+    if kind is int or (kind is float and isfinite(value)):
         return repr(value)
-    if value is None:
-        return "null"
-    inner = margin + " "
-    if isinstance(value, dict) and value:
-        return f"{{{','.join([f'{inner}{_key(key)}: {_text(item, inner)}' for key, item in value.items()])}{margin}}}"
-    if isinstance(value, (list, tuple)) and value:
-        return f"[{','.join([inner + _text(item, inner) for item in value])}{margin}]"
-    return _plain(value)
+    if kind is not str and isinstance(value, (dict, list, tuple)):
+        inner = margin + " "
+        if isinstance(value, dict):
+            return f"{{{','.join([f'{inner}{_key(key)}: {_text(item, inner)}' for key, item in value.items()])}{margin}}}" if value else "{}"
+        return f"[{','.join([inner + _text(item, inner) for item in value])}{margin}]" if value else "[]"
+    return _word(value) if kind is bool or value is None else _plain(value)
 
 
 def _key(key: Any) -> str:
@@ -112,7 +112,7 @@ def _key(key: Any) -> str:
 
 
 _plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-_word = lru_cache(maxsize=1024)(_plain)  # names of facts: there are few
+_word = lru_cache(maxsize=1024, typed=True)(_plain)  # names of facts, of which there are few; true, false and null
 
 
 def read_json(path: Path) -> dict[str, Any]:

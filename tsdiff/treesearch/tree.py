@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_STRICT = json.JSONEncoder(allow_nan=False).encode
+
+
 class Tree:
     """One search of one prompt or class under one seed.
 
@@ -107,7 +110,7 @@ class Tree:
     def note(self, node: Node | None = None, **facts: Json) -> None:
         """Write facts on a node, or on the tree (in order). Raises UsageError if they are not strict JSON."""
         try:
-            json.dumps(facts, allow_nan=False)
+            _STRICT(facts)
         except (TypeError, ValueError) as error:
             raise UsageError(f"note: {facts!r} is not strict JSON ({error}); write plain, finite numbers, text, lists and dictionaries") from None
         if self.heard is not None:
