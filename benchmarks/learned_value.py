@@ -32,7 +32,7 @@ import torch
 
 import tsdiff
 from tsdiff.bench.statistics import mean_interval, spearman
-from tsdiff.cli.value_examples import SavedExamples, find_trees, read_examples
+from tsdiff.cli.value_examples import SavedExamples, find_runs, read_examples
 from tsdiff.policies.best_of_n import BestOfN
 from tsdiff.treesearch.models import resolve_model
 from tsdiff.treesearch.protocols import Condition, DiffusionModel, TreeView, Verifier
@@ -178,7 +178,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sets = {"fit": (fitted, range(options.seeds)), "fitted prompts": (fitted, range(FRESH, FRESH + 2)), "unseen prompts": (unseen, range(FRESH, FRESH + 2))}
         for number, (chosen, seeds) in enumerate(sets.values()):
             save(options, judges, chosen, seeds, root / str(number))
-        trees = {name: find_trees([root / str(number)]) for number, name in enumerate(sets)}
+        trees = {name: find_runs([root / str(number)]) for number, name in enumerate(sets)}
         for number, judge in enumerate(judges):
             examples = {name: read_examples(own, verifier=judge.name, target="mean", input="x0", model=model) for name, own in trees.items()}
             done = Value.fit(examples["fit"], steps=options.fit_steps, width=options.width, device=model.device)

@@ -1,11 +1,11 @@
 """How often the shapes world's checker agrees with the truth: on fresh drawings, and on drawings spoilt as by an autoencoder.
 
-    python benchmarks/shapes_checker.py [--json] [--pictures N] [--seed S] [--save FOLDER]
+    python benchmarks/shapes_checker.py [--json] [--pictures N] [--seed S] [--autoencoder FOLDER] [--save FOLDER]
 
 Half of the pictures of each kind show their prompt; the other half miss it in one respect. The truth comes from what was
 drawn. Each picture is judged clean; spoilt by blur, ripples, noise, JPEG and rounding, to several PSNRs; and passed through
 a linear autoencoder (9 principal components of each patch of 4 x 4 pixels, 2304 numbers a picture), a kind of damage that
-the checker was not fitted on. `--save` writes shapes_checker.json and shapes_checker.md. Intervals are Wilson's, 95 %.
+the checker was not fitted on; and encoded and decoded by the autoencoder of the models. `--save` writes shapes_checker.json and shapes_checker.md. Intervals are Wilson's, 95 %.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from tsdiff.bench.statistics import wilson_interval
+from tsdiff.treesearch.imports import prepare_torchvision
 from tsdiff.treesearch.noise import derive, generator
 from tsdiff.worlds.shapes.checker import look
 from tsdiff.worlds.shapes.geometry import CANVAS, COLORS, SHAPES, Scene
 from tsdiff.worlds.shapes.grammar import KINDS
+from tsdiff.worlds.shapes.model import MODELS
 from tsdiff.worlds.shapes.render import render
 from tsdiff.worlds.shapes.scenes import draw_prompt, draw_scene, near_misses, training_example
 from tsdiff.worlds.shapes.spoil import malformed, psnr, spoil
@@ -70,11 +74,9 @@ class Tally:
 
 
 def share(right: int, total: int) -> dict[str, float]:
-    """A share with Wilson's 95 % interval (Wilson 1927, "Probable inference, the law of succession")."""
-    z, p = 1.959964, right / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return {"right": right, "total": total, "share": round(p, 5), "low": round(max(0.0, centre - half), 5), "high": round(min(1.0, centre + half), 5)}
+    """A share with its interval."""
+    interval = wilson_interval(right, total)
+    return {"right": right, "total": total, "share": round(interval.estimate, 5), "low": round(interval.low, 5), "high": round(interval.high, 5)}
 
 
 class LinearAutoencoder:
@@ -98,10 +100,27 @@ class LinearAutoencoder:
         return picture.reshape(count, PATCH, count, PATCH, 3).transpose(0, 2, 1, 3, 4).reshape(count * count, -1)
 
 
-def measure(pictures: int, seed: int) -> dict[str, object]:
+class TrainedAutoencoder:
+    """The autoencoder that the models of this world share, and pictures encoded to the mean and decoded by it."""
+
+    def __init__(self, folder: Path) -> None:
+        prepare_torchvision()
+        from diffusers import AutoencoderKL
+
+        self.vae = AutoencoderKL.from_pretrained(folder, local_files_only=True).eval()
+
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """The picture as it comes back."""
+        with torch.no_grad():
+            pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] * 2 - 1
+            decoded = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample[0]
+        return (decoded / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def measure(pictures: int, seed: int, autoencoder: Path) -> dict[str, object]:
     """Draw, look and compare."""
-    linear = LinearAutoencoder(seed)
-    states = ["clean", *(f"{decibel} dB" for decibel in DECIBELS), "linear autoencoder"]
+    linear, trained = LinearAutoencoder(seed), TrainedAutoencoder(autoencoder)
+    states = ["clean", *(f"{decibel} dB" for decibel in DECIBELS), "linear autoencoder", "autoencoder"]
     tallies = {state: Tally() for state in states}
     ratios: dict[str, list[float]] = {state: [] for state in states[1:]}
     drawing = looking = 0.0
@@ -119,7 +138,7 @@ def measure(pictures: int, seed: int) -> dict[str, object]:
         drawing += time.perf_counter() - started
         truth = prompt.judge(scene.things).satisfied
         assert truth == (name == "shown"), (prompt, shown)
-        versions = [image, *(spoil(image, rng, decibel) for decibel in DECIBELS), linear(image)]
+        versions = [image, *(spoil(image, rng, decibel) for decibel in DECIBELS), linear(image), trained(image)]
         for state, picture in zip(states, versions, strict=True):
             if state != "clean":
                 ratios[state].append(psnr(image, picture))
@@ -157,8 +176,8 @@ def markdown(report: dict) -> str:  # type: ignore[type-arg]
         "# The checker of the shapes world against the truth",
         "",
         f"`python benchmarks/shapes_checker.py --pictures {report['pictures']} --seed {report['seed']}`: {report['pictures']} fresh drawings, half of which show their "
-        f"prompt and half of which miss it in one respect; each judged clean, spoilt by blur, ripples, noise, JPEG and rounding to a PSNR, and passed through a linear autoencoder that keeps "
-        f"{COMPONENTS} numbers of each patch of {PATCH} x {PATCH} pixels ({report['mean_psnr']['linear autoencoder']} dB). "
+        f"prompt and half of which miss it in one respect; each judged clean, spoilt by blur, ripples, noise, JPEG and rounding to a PSNR, passed through a linear autoencoder that keeps "
+        f"{COMPONENTS} numbers of each patch of {PATCH} x {PATCH} pixels ({report['mean_psnr']['linear autoencoder']} dB) and through the autoencoder of the models ({report['mean_psnr']['autoencoder']} dB). "
         f"Agreement of the verdict (satisfied or not) with what was drawn, with 95 % intervals. Drawing took {report['render_ms']} ms a picture, checking {report['look_ms']} ms. "
         f"Of {junk['total']} malformed figures {100 * junk['share']:.1f} % were taken for a shape.",
         "",
@@ -185,8 +204,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=5000, help="fresh drawings, an even number")
     parser.add_argument("--seed", type=int, default=1, help="decides the pictures")
     parser.add_argument("--save", type=Path, help="folder to write shapes_checker.json and shapes_checker.md to")
+    parser.add_argument("--autoencoder", type=Path, default=MODELS / "shapes" / "vae", help="folder of the trained autoencoder")
     options = parser.parse_args()
-    report = measure(options.pictures, options.seed)
+    report = measure(options.pictures, options.seed, options.autoencoder)
     if options.save is not None:
         options.save.mkdir(parents=True, exist_ok=True)
         (options.save / "shapes_checker.json").write_text(json.dumps(report, indent=1) + "\n")

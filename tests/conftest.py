@@ -20,7 +20,7 @@ settings.load_profile("tsdiff")
 @pytest.fixture(autouse=True)
 def names_do_not_leak():
     """What a test registers is gone after it."""
-    registries = (registry.policies, registry.verifiers, registry.models, registry.suites)
+    registries = (registry.policies, registry.verifiers, registry.models, registry.suites, registry.converters)
     before = [dict(one._added) for one in registries]
     yield
     for one, names in zip(registries, before, strict=True):

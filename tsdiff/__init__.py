@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tsdiff.diffusion.loading import load_model
     from tsdiff.treesearch.errors import BudgetExhausted, SearchFailed, SetupError, TsdiffError, UsageError
+    from tsdiff.treesearch.expand import expand
     from tsdiff.treesearch.imports import prepare_torchvision
     from tsdiff.treesearch.protocols import Condition
     from tsdiff.treesearch.results import Result, Results
     from tsdiff.treesearch.resume import resume
+    from tsdiff.treesearch.saved import SavedRun, load_run, load_runs
     from tsdiff.treesearch.search import Progress, search
 
 _HOMES = {
@@ -28,11 +30,15 @@ _HOMES = {
     "Progress": "tsdiff.treesearch.search",
     "Result": "tsdiff.treesearch.results",
     "Results": "tsdiff.treesearch.results",
+    "SavedRun": "tsdiff.treesearch.saved",
     "SearchFailed": "tsdiff.treesearch.errors",
     "SetupError": "tsdiff.treesearch.errors",
     "TsdiffError": "tsdiff.treesearch.errors",
     "UsageError": "tsdiff.treesearch.errors",
+    "expand": "tsdiff.treesearch.expand",
     "load_model": "tsdiff.diffusion.loading",
+    "load_run": "tsdiff.treesearch.saved",
+    "load_runs": "tsdiff.treesearch.saved",
     "prepare_torchvision": "tsdiff.treesearch.imports",
     "resume": "tsdiff.treesearch.resume",
     "search": "tsdiff.treesearch.search",
@@ -43,11 +49,15 @@ __all__ = [
     "Progress",
     "Result",
     "Results",
+    "SavedRun",
     "SearchFailed",
     "SetupError",
     "TsdiffError",
     "UsageError",
+    "expand",
     "load_model",
+    "load_run",
+    "load_runs",
     "prepare_torchvision",
     "resume",
     "search",

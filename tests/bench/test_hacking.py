@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import integrate, stats
 
 import tsdiff
-from tsdiff.bench.answers import Sample, Search, load_searches
+from tsdiff.bench.answers import Sample, Search, load_searches, pixels
 from tsdiff.bench.diversity import feature_function
 from tsdiff.bench.hacking import hacking_report
 from tsdiff.bench.hacking_table import best_of_k
@@ -357,8 +359,61 @@ def test_diversity_is_that_of_the_pictures_of_one_prompt():
 def test_features_are_asked_of_what_has_them():
     assert feature_function("pixels", "cpu")[0] == "pixels"
     assert feature_function(len, "cpu")[0] == "len"
-    with pytest.raises(UsageError, match="luminance has no features"):
-        feature_function("luminance", "cpu")
+    for name in ("luminance", "human", "gaussian-target"):  # and nobody is asked whether there is a terminal
+        with pytest.raises(UsageError, match=f"{name} has no features"):
+            feature_function(name, "cpu")
+
+
+FEATURES = [
+    "clip:model={clip}",
+    "clip:model={open_clip}",
+    "clip:model={siglip}",
+    "aesthetic:model={quick},head={head}",
+    "clip-zero-shot:model={clip},classes=a,b,templates=a {{}}",
+    "dino-classifier:model={classes}",
+    "self-supervised:model={dino}",
+    "path-stability:model={clip},features=clip",
+]
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """A checkpoint of each kind, and a head."""
+    import tiny_clip
+    import tiny_dino
+    from safetensors.torch import save_file
+
+    root = tmp_path_factory.mktemp("networks")
+    save_file({"weight": torch.ones(1, 16), "bias": torch.zeros(1)}, root / "head.safetensors")
+    quick = tiny_clip.config(quick_gelu=True)
+    return {
+        "clip": tiny_clip.save_clip(root / "clip"),
+        "open_clip": tiny_clip.save_open_clip(root / "open", tiny_clip.open_clip_module(tiny_clip.OPEN_CLIP), tiny_clip.OPEN_CLIP),
+        "quick": tiny_clip.save_open_clip(root / "quick", tiny_clip.open_clip_module(quick), quick),
+        "siglip": tiny_clip.save_siglip(root / "siglip"),
+        "dino": tiny_dino.save_dino(root / "dino"),
+        "classes": tiny_dino.save_dino(root / "classes", ("a", "b")),
+        "head": root / "head.safetensors",
+    }
+
+
+@pytest.mark.parametrize("reference", FEATURES, ids=[reference.replace(":model=", "-").partition(",")[0] for reference in FEATURES])
+def test_diversity_is_measured_by_any_verifier_with_features(networks, reference):
+    """The distance is one minus the mean cosine of the network's own features, which tell pictures apart."""
+    reference = reference.format(**networks)
+    name, function = feature_function(reference, "cpu")
+    assert name == reference.partition(":")[0]
+    shades = {0: (250, 30, 30), 1: (20, 30, 250), 2: (40, 220, 60)}
+    pictures = {seed: Image.new("RGB", (40, 32), colour) for seed, colour in shades.items()}
+    runs = [answered(f"p{p}", 40, 1.0, 1.0, seed, picture=picture, plain=None) for p in range(2) for seed, picture in pictures.items()]
+    (point,) = hacking_report(runs, held_out="gold", features=reference).curves[0].points
+    features = function(torch.stack([pixels(picture) for picture in pictures.values()]))
+    assert torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-5)
+    cosines = features @ features.T
+    expected = 1.0 - (cosines.sum() - 3.0).item() / 6.0
+    assert expected > 1e-4, "or the network sees no colours and this test shows nothing"
+    assert point.distance == pytest.approx(expected, abs=1e-5)
+    assert 1.0 < point.vendi <= 3.0 + 1e-6
 
 
 # Saved runs ----------------------------------------------------------------------------------------------------------
@@ -396,7 +451,7 @@ def test_what_holds_no_run_is_named(tmp_path):
         load_searches([tmp_path])
     result = tsdiff.search("gaussian", "near (1, 1)", policy="best-of-n", verifier="gaussian-target", steps=2, out=tmp_path)
     (result.path / "run.json").unlink()
-    with pytest.raises(UsageError, match=r"not a finished run: it has no run\.json"):
+    with pytest.raises(UsageError, match=r"is not a finished run: .* it has no run\.json"):
         load_searches([tmp_path])
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from value_runs import Trajectories, save_runs
 
 import tsdiff
-from tsdiff.cli.value_examples import SavedTree, find_trees, outcomes, read_examples
+from tsdiff.cli.value_examples import find_runs, outcomes, read_examples
 from tsdiff.treesearch import registry
-from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.protocols import Scores
+from tsdiff.treesearch.savedtree import SavedTree
 from tsdiff.verifiers.value import Value
 
 FEW = ("--steps", "30", "--width", "8")
@@ -88,9 +87,9 @@ def test_json_tells_the_same(tsdiff, runs, tmp_path):
 
 
 def test_a_run_that_is_named_twice_counts_once(saved):
-    trees = find_trees([saved, *folders(saved), saved / "run-0001"])
-    assert len(trees) == 4
-    assert [(tree.condition.prompt, tree.seed) for tree in trees] == [(prompt, seed) for prompt in ("near (3, 2.4)", "near (0, 0)") for seed in (0, 1)]
+    runs = find_runs([saved, *folders(saved), saved / "run-0001"])
+    assert len(runs) == 4
+    assert [(run.prompt, run.seed) for run in runs] == [(prompt, seed) for prompt in ("near (3, 2.4)", "near (0, 0)") for seed in (0, 1)]
 
 
 # From trees to examples ----------------------------------------------------------------------------------------------
@@ -146,21 +145,22 @@ def test_clean_estimates_are_the_ones_that_the_search_had(tmp_path, model, optio
     """Solver, class, guidance, its interval and its rescaling included."""
     witness = Witness()
     tsdiff.search(model, "near (3, 2.4)", policy=Watched(n=5), verifier=witness, steps=4, out=tmp_path / "runs", baseline=False, **options)
-    trees = find_trees([tmp_path / "runs"])
+    runs = find_runs([tmp_path / "runs"])
     for kind, seen in (("x0", witness.x0), ("latent", witness.latents)):
-        examples = read_examples(trees, verifier="witness", target="mean", input=kind)
+        examples = read_examples(runs, verifier="witness", target="mean", input=kind)
         assert examples.inputs.shape == (25, 2)
-        ids = [node["id"] for node in trees[0].nodes]
+        ids = [f"{node.id:032x}" for node in runs[0].nodes]
         assert torch.allclose(examples.inputs, torch.stack([seen[name] for name in ids]).float(), atol=1e-6)
 
 
 def tree(*nodes):
     """(parent, move, level, score), in the order of their indices; the last level is 4."""
-    made = [
-        {"index": i, "parent": parent, "move": {"kind": kind}, "level": level, "draft": False, "status": "closed", "values": {} if score is None else {"v": {"score": score}}}
-        for i, (parent, kind, level, score) in enumerate(nodes)
-    ]
-    return SavedTree("folder", SimpleNamespace(last=4), "ddim", None, 0, "v", made, {})
+    made = SavedTree({"verifier": "v"}, last=4)
+    for i, (parent, kind, level, score) in enumerate(nodes):
+        data = {"index": i, "id": "0", "stream": "0", "parent": parent, "move": {"kind": kind, "levels": [level], "copy": 0}, "level": level, "draft": False}
+        valued = [] if score is None else [{"effect": "valued", "node": i, "key": "v", "value": {"score": score}}]
+        made.apply({"request": {}, "nodes": [data], "effects": valued, "ledger": made.ledger})
+    return made
 
 
 def test_outcomes_of_a_tree():
@@ -179,8 +179,8 @@ def test_outcomes_of_a_tree():
     )
     assert outcomes(searched, "v", "mean") == {0: 2.5, 1: 2.5, 2: 1.0, 3: 4.0, 4: 4.0, 5: 7.0, 6: 7.0, 7: 9.0, 8: 9.0}
     assert outcomes(searched, "v", "best") == {0: 4.0, 1: 4.0, 2: 1.0, 3: 4.0, 4: 4.0, 5: 7.0, 6: 7.0, 7: 9.0, 8: 9.0}
-    searched.nodes[4]["draft"] = True
-    searched.nodes[8]["status"] = "failed"
+    searched.nodes[4].draft = True
+    searched.nodes[8].status = "failed"
     assert outcomes(searched, "v", "mean") == {0: 1.0, 1: 1.0, 2: 1.0, 5: 7.0, 6: 7.0}
 
 
@@ -196,6 +196,10 @@ def edit(folder, name, change):
 def unscored(data):
     for node in data["nodes"]:
         node["values"] = {}
+
+
+def infinite(data):
+    data["nodes"][-1]["values"] = {"gaussian-target": {"score": float("inf")}}
 
 
 def reshape(folder, make):
@@ -228,6 +232,7 @@ def of_one_seed(runs):
         (lambda runs: (folders(runs)[0] / "run.json").unlink(), (), "it has no run.json"),
         (lambda runs: (folders(runs)[0] / "tree.json").write_text("{"), (), "cannot be read"),
         (lambda runs: edit(folders(runs)[0], "tree.json", lambda data: data.pop("schedule")), (), "cannot be read (KeyError"),
+        (lambda runs: edit(folders(runs)[0], "tree.json", infinite), (), "Infinity is not strict JSON"),
         (lambda runs: edit(folders(runs)[0], "run.json", lambda data: data["options"].update(model="gaussian:process=ve")), (), "the runs are of the models gaussian and gaussian:process=ve"),
         (lambda runs: edit(folders(runs)[0], "tree.json", lambda data: data["schedule"].update(kind="flow")), (), "schedules of the kinds ddim and flow"),
         (lambda runs: edit(folders(runs)[0], "tree.json", lambda data: data["schedule"].update(key="other")), (), "has another schedule than the run"),
@@ -254,8 +259,3 @@ def test_matplotlib_is_asked_for_only_to_draw(tsdiff, runs, monkeypatch):
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "--plot needs matplotlib, which is not installed" in refused.stderr
     assert tsdiff("fit-value", "runs", *FEW).exit_code == 0
-
-
-def test_infinite_scores_are_refused():
-    with pytest.raises(UsageError, match="has the score inf"):
-        outcomes(tree((None, "draw", 0, None), (0, "denoise", 4, float("inf"))), "v", "mean")

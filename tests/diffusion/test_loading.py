@@ -111,7 +111,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "broken unet config": (lambda f: (f / "unet/config.json").write_text("null"), "holds a NoneType"),
     "empty unet config": (lambda f: (f / "unet/config.json").write_text("{}"), "has no in_channels"),
     "inpainting": (lambda f: edit(f / "unet/config.json", in_channels=9), "inpainting UNet with 9"),
-    "consistency model": (lambda f: edit(f / "unet/config.json", time_cond_proj_dim=256), "distilled"),
     "SDXL unet": (lambda f: edit(f / "unet/config.json", addition_embed_type="text_time"), "SDXL"),
     "odd prediction": (lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="noise"), "predicts 'noise'"),
     "flow scheduler": (lambda f: edit(f / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]), "flow models"),

@@ -251,6 +251,8 @@ def test_solvers_of_a_kind_share_a_schedule(base: str) -> None:
     for other in SOLVERS.values():
         if other.kind != schedule.kind or other.name == "flow-sde":  # first order in the step only
             continue
+        if other.name == "lcm" != base:  # lets a trace of x through at timesteps smaller than its own
+            continue
         sampler = TableSampler(Network("flow" if other.kind == "flow" else "epsilon"), tables, other)
         for level, to in [(5, 6), (11, 12)]:
             e = randn(2000, 1)

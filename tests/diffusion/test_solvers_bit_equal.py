@@ -34,6 +34,7 @@ CLASSES = {
     "ddim(eta=0.6)": "DDIMScheduler",
     "ddim(eta=1)": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
+    "lcm": "LCMScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
@@ -171,7 +172,7 @@ def grid() -> list[tuple[str, str, str, str, int]]:
             predictions = ["epsilon", "v_prediction", "sample"]
             if name == "euler-ancestral":
                 predictions.remove("sample")  # not in diffusers
-            if beta == "zero-snr" and CLASSES[name] in ("DDIMScheduler", "DDPMScheduler"):
+            if beta == "zero-snr" and CLASSES[name] in ("DDIMScheduler", "DDPMScheduler", "LCMScheduler"):
                 predictions.remove("epsilon")  # undefined at SNR 0; refused, see below
             index = next(turn)
             cases.append((name, spacing, predictions[index % len(predictions)], beta, steps[index % len(steps)]))
@@ -190,7 +191,7 @@ def test_equals_diffusers(
     check(name, config, tables, {"num_inference_steps": steps}, prediction, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["ddim(eta=0.6)", "ddpm", "heun"])
+@pytest.mark.parametrize("name", ["ddim(eta=0.6)", "ddpm", "lcm", "heun"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_clip_sample(name: str, prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {

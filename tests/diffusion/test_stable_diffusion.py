@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from mixed_levels import GUIDANCE, sample
 from sd_reference import SCHEDULERS, inject, swapped
 from tiny_sd import SCHEDULER, tiny_stable_diffusion
 from torch import Tensor
 
 from tsdiff.diffusion.family import VP_SOLVERS
 from tsdiff.diffusion.loading import load_model
-from tsdiff.treesearch.protocols import Condition, Encoded, StepState
-from tsdiff.treesearch.schedule import Schedule, SolverInfo
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.protocols import Condition
 
 # Of numpy, about how diffusers itself computes sigmas.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -24,72 +24,6 @@ STEPS = 6
 SHAPE = (4, 8, 8)
 # The pipeline's batches hold other row counts than ours, and kernels differ by the last bits.
 CLOSE = {"rtol": 0.0, "atol": 1e-4}
-
-GUIDANCE = {"off": (1.0, 0.0), "on": (5.0, 0.0), "rescaled": (5.0, 0.7)}
-
-
-@dataclass
-class Track:
-    """One sample on its way, as an engine would keep it."""
-
-    latents: Tensor
-    level: int = 0
-    history: tuple[Tensor, ...] = ()
-    history_level: int = -1
-
-
-def tick(sampler: Any, tracks: list[Track], encoded: list[Encoded], noises: list[Tensor], scale: float, rescale: float) -> None:
-    """One step of every track, all of them in one batch whatever their levels."""
-    levels = [track.level for track in tracks]
-    nexts = [level + 1 for level in levels]
-    width = max(len(track.history) for track in tracks)
-    blank = torch.zeros_like(tracks[0].latents)
-    history = tuple(torch.cat([track.history[i] if track.history else blank for track in tracks]) for i in range(width))
-    state = StepState(torch.cat([track.latents for track in tracks]), history, [track.history_level for track in tracks])
-
-    def guided(latents: Tensor, at: list[int], which: list[int]) -> Tensor:
-        cond = sampler.evaluate(latents, at, [encoded[i].rows[0] for i in which])
-        if scale <= 1.0:
-            return cond
-        uncond = sampler.evaluate(latents, at, [encoded[i].rows[1] for i in which])
-        return sampler.guide(cond, uncond, [scale] * len(at), [rescale] * len(at))
-
-    everyone = list(range(len(tracks)))
-    output = guided(state.latents, levels, everyone)
-    noise = torch.stack([torch.cat(noises)]) if sampler.solver.stochastic else None
-    state = sampler.advance(state, 0, levels, nexts, output, noise)
-    latents = [state.latents[i : i + 1] for i in everyone]
-    unfinished = [i for i in everyone if sampler.solver.stages == 2 and sampler.schedule.sigma[nexts[i]] > 0]
-    if unfinished:
-        part = StepState(state.latents[unfinished], tuple(h[unfinished] for h in state.history), [state.history_levels[i] for i in unfinished])
-        at, to = [levels[i] for i in unfinished], [nexts[i] for i in unfinished]
-        corrected = sampler.advance(part, 1, at, to, guided(part.latents, to, unfinished), None).latents
-        for place, i in enumerate(unfinished):
-            latents[i] = corrected[place : place + 1]
-    for i, track in enumerate(tracks):
-        track.latents, track.level = latents[i], nexts[i]
-        if sampler.solver.stages == 1 and state.history:
-            track.history, track.history_level = tuple(h[i : i + 1] for h in state.history), state.history_levels[i]
-
-
-def sample(
-    model: Any, schedule: Schedule, solver: SolverInfo, latents: Tensor, encoded: list[Encoded], noises: Tensor, guidance: str, stagger: int = 0
-) -> Tensor:
-    """Denoise latents (B, ...) in one batch; row i starts `i * stagger` ticks after row 0. `noises` is (T, B, ...)."""
-    sampler = model.sampler(schedule, solver)
-    tracks = [Track(row[None]) for row in latents]
-    time = 0
-    while any(track.level < schedule.last for track in tracks):
-        rows = [i for i, track in enumerate(tracks) if time >= i * stagger and track.level < schedule.last]
-        tick(
-            sampler,
-            [tracks[i] for i in rows],
-            [encoded[i] for i in rows],
-            [noises[tracks[i].level, i : i + 1] for i in rows],
-            *GUIDANCE[guidance],
-        )
-        time += 1
-    return torch.cat([track.latents for track in tracks])
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +139,27 @@ def test_embeddings_replace_prompts_and_a_pipeline_needs_no_text_encoder(tiny_pi
         guidance_scale=5.0, output_type="latent",
     ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("name_of_class", ["StableDiffusionPipeline", "LatentConsistencyModelPipeline"])
+def test_a_latent_consistency_model_is_told_its_guidance_scale(noise: Tensor, monkeypatch: pytest.MonkeyPatch, name_of_class: str) -> None:
+    told = swapped(tiny_stable_diffusion(unet_config={"time_cond_proj_dim": 16}), "lcm", name_of_class)
+    model = load_model(told)
+    assert (model.solvers[0], model.default_steps, model.default_guidance_scale, model.told_scale) == ("lcm", 4, 1.0, 8.5)
+    info = model.solver()
+    schedule = model.schedule(info, 4, None)
+    encoded = model.encode([Condition(PROMPTS[0], extra={"guidance_scale": 3.0}), Condition(PROMPTS[1])], guided=False)
+    ours = sample(model, schedule, info, noise[0, :2], encoded, noise[1:5, :2], "off", stagger=1)
+    for row, scale in enumerate((3.0, 8.5)):
+        inject(monkeypatch, list(noise[1:, row : row + 1]))
+        theirs = told(PROMPTS[row], latents=noise[0, row : row + 1], num_inference_steps=4, guidance_scale=scale, output_type="latent").images
+        torch.testing.assert_close(ours[row : row + 1], theirs, **CLOSE)
+    with pytest.raises(UsageError, match=r"told a scale \(guidance_scale, usually 8.5\)"):
+        model.check(Condition("a cat"), guided=True)
+    with pytest.raises(UsageError, match="at least 0"):
+        model.check(Condition("a cat", extra={"guidance_scale": -1.0}))
+    with pytest.raises(UsageError, match="has the 50 timesteps of a model's distillation; ask for at most 50"):
+        model.schedule(info, 51, None)
 
 
 def test_the_schedule_is_made_once_and_shared_by_outline_and_model(tiny_pipe: Any) -> None:

@@ -13,6 +13,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddim(eta=0.8)": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
@@ -21,11 +22,12 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def swapped(pipe: Any, solver: str, name_of_class: str = "StableDiffusionPipeline") -> Any:
+def swapped(pipe: Any, solver: str, name_of_class: str | None = None) -> Any:
     """Another pipeline around the same modules, with the scheduler of diffusers that a solver stands for."""
     name, options = SCHEDULERS[solver]
     parts = {**pipe.components, "scheduler": getattr(diffusers, name).from_config(pipe.scheduler.config, **options)}
-    other = getattr(diffusers, name_of_class)(**parts, requires_safety_checker=False)
+    settings = {key: pipe.config[key] for key in ("requires_safety_checker", "force_zeros_for_empty_prompt") if key in pipe.config}
+    other = getattr(diffusers, name_of_class or type(pipe).__name__)(**parts, **settings)
     other.set_progress_bar_config(disable=True)
     return other
 
@@ -34,11 +36,13 @@ def inject(monkeypatch: pytest.MonkeyPatch, noises: list[Tensor]) -> Iterator[Te
     """Let all that diffusers draws come from a list, in order."""
     from diffusers.models.autoencoders import vae
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+    from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl_img2img as xl_img2img
     from diffusers.schedulers import (
         scheduling_ddim,
         scheduling_ddpm,
         scheduling_dpmsolver_multistep,
         scheduling_euler_ancestral_discrete,
+        scheduling_lcm,
     )
 
     supply = iter(noises)
@@ -48,6 +52,6 @@ def inject(monkeypatch: pytest.MonkeyPatch, noises: list[Tensor]) -> Iterator[Te
         assert tuple(noise.shape) == tuple(shape)
         return noise
 
-    for module in (vae, img2img, scheduling_ddim, scheduling_ddpm, scheduling_dpmsolver_multistep, scheduling_euler_ancestral_discrete):
+    for module in (vae, img2img, xl_img2img, scheduling_ddim, scheduling_ddpm, scheduling_dpmsolver_multistep, scheduling_euler_ancestral_discrete, scheduling_lcm):
         monkeypatch.setattr(module, "randn_tensor", draw)
     return supply

@@ -45,7 +45,7 @@ def tiny_stable_diffusion(folder: str | Path | None = None, *, seed: int = 0, **
                 "unet": _unet(**overrides.pop("unet_config", {})),
                 "vae": _vae(**overrides.pop("vae_config", {})),
                 "text_encoder": _text_encoder(),
-                "tokenizer": _tokenizer(),
+                "tokenizer": tiny_clip_tokenizer(),
                 "scheduler": DDIMScheduler(**SCHEDULER),
                 "safety_checker": None,
                 "feature_extractor": None,
@@ -126,7 +126,7 @@ def _vocabulary() -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 
-def _tokenizer() -> Any:
+def tiny_clip_tokenizer() -> Any:
     """A CLIP tokenizer without merges: one token for each character."""
     from transformers import CLIPTokenizer
 

@@ -289,6 +289,6 @@ def test_conditions_are_encoded_once_a_tree():
 def test_seconds_are_booked_without_overlap():
     grown = grow(sample, sample)
     ledger = grown.engine.ledger
-    assert set(ledger.seconds) <= {"network", "step", "noise", "decode", "verify", "encode", "policy", "store", "calibrate"}
+    assert set(ledger.seconds) <= {"network", "step", "noise", "decode", "verify", "encode", "policy", "store", "previews", "calibrate"}
     assert all(seconds >= 0.0 for seconds in ledger.seconds.values())
     assert torch.is_grad_enabled()

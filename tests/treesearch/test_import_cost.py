@@ -14,7 +14,7 @@ LIGHT = (
     "tsdiff.worlds.gaussian.model", "tsdiff.worlds.gaussian.verifiers", "tsdiff.diffusion.solvers", "tsdiff.diffusion.loading", "tsdiff.cli",
     *(f"tsdiff.treesearch.{name}" for name in (
         "protocols", "requests", "schedule", "noise", "node", "tree", "ledger", "parameters", "registry", "errors", "imports", "models", "resolve", "store", "runfolder", "callables",
-        "plan", "search", "engine", "results",
+        "plan", "search", "engine", "results", "saved", "savedtree", "exports",
     )),
 )  # fmt: skip
 

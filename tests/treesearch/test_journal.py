@@ -61,7 +61,7 @@ def test_groups_come_back(whole):
     reader = JournalReader(path)
     groups = list(reader)
     assert reader.about == ABOUT
-    assert reader.version == 1
+    assert reader.version == module.latest_version()
     assert reader.tail is None
     assert [repr(group.records) for group in groups] == as_read(GROUPS)
     assert [group.number for group in groups] == [1, 2, 3, 4, 5]
@@ -266,14 +266,15 @@ def test_groups_can_be_taken_back(whole):
 
 def test_a_newer_format_is_refused_in_one_line(tmp_path):
     path = tmp_path / "journal.jsonl"
-    path.write_bytes(write_first(2, ABOUT) + b"lines that nobody knows yet\n")
+    now = module.latest_version()
+    path.write_bytes(write_first(now + 1, ABOUT) + b"lines that nobody knows yet\n")
     data = path.read_bytes()
     for opening in (JournalReader, lambda path: Journal.open(path, ABOUT)):
-        with pytest.raises(UsageError, match="has format 2, but this tsdiff reads up to format 1; install a newer tsdiff") as told:
+        with pytest.raises(UsageError, match=f"has format {now + 1}, but this tsdiff reads up to format {now}; install a newer tsdiff") as told:
             opening(path)
         assert "\n" not in str(told.value)
     assert path.read_bytes() == data
-    path.write_bytes(data.replace(b":2,", b":3,"))  # not newer but damaged: the checksum decides
+    path.write_bytes(data.replace(b":%d," % (now + 1), b":%d," % (now + 2)))  # not newer but damaged: the checksum decides
     assert JournalReader(path).version is None
 
 
@@ -355,7 +356,8 @@ def test_a_folder_that_one_may_not_write_to_is_told():
 
 def test_an_older_format_is_read_and_brought_up_to_date(whole, monkeypatch):
     path, _, data = whole
-    monkeypatch.setattr(module, "UPGRADES", (lambda record: {"two": record}, lambda record: {"three": record}))
+    now = module.latest_version()
+    monkeypatch.setattr(module, "UPGRADES", (*module.UPGRADES, lambda record: {"two": record}, lambda record: {"three": record}))
     newer = [[{"three": {"two": record}} for record in group] for group in GROUPS]
     reader = JournalReader(path)
     assert [repr(group.records) for group in reader] == as_read(newer)
@@ -363,11 +365,11 @@ def test_an_older_format_is_read_and_brought_up_to_date(whole, monkeypatch):
     path.write_bytes(data + b"torn")
     with Journal.open(path, ABOUT, disk=QUICK) as journal:
         assert journal.aside.read_bytes() == data + b"torn"
-        assert journal.aside.name == "journal.jsonl.version-1-1"
+        assert journal.aside.name == f"journal.jsonl.version-{now}-1"
         journal.commit([{"three": {"two": "new"}}])
     reader = JournalReader(path)
     assert [repr(group.records) for group in reader] == as_read([*newer, [{"three": {"two": "new"}}]])
-    assert (reader.version, reader.about, reader.tail) == (3, ABOUT, None)
+    assert (reader.version, reader.about, reader.tail) == (now + 2, ABOUT, None)
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_names_that_a_command_line_could_not_say_are_refused(plugins, name):
 def test_all_that_is_installed_loads():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for kind in (registry.policies, registry.verifiers, registry.models, registry.suites):
+        for kind in (registry.policies, registry.verifiers, registry.models, registry.suites, registry.converters):
             loaded = dict(kind.loaded())
             assert list(loaded) == kind.names()
             assert loaded

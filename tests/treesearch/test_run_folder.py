@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import PROMPT, Hooked, Judge
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,8 +21,9 @@ from tsdiff.treesearch import runfolder
 from tsdiff.treesearch.errors import SearchFailed, UsageError
 from tsdiff.treesearch.node import Move, Node
 from tsdiff.treesearch.results import to_pil
-from tsdiff.treesearch.runfolder import claim_folder, read_tree, slug, write_json, write_latents
+from tsdiff.treesearch.runfolder import claim_folder, read_json, read_tree, slug, write_json, write_latents
 from tsdiff.treesearch.search import execute, prepare, search
+from tsdiff.treesearch.strictjson import decode, encode, in_pieces
 
 
 def strict(path: Path):
@@ -41,7 +42,7 @@ def test_a_run_has_all_its_files(tmp_path):
     result = run(tmp_path / "out")
     assert result.path == tmp_path / "out" / "run-0001"
     assert {file.name for file in result.path.iterdir()} == {
-        "run.json", "journal.jsonl", "lock", "tree.json", "baseline.json", "best.png", "baseline.png", "latents.safetensors", "index.json",
+        "run.json", "journal.jsonl", "lock", "tree.json", "baseline.json", "best.png", "baseline.png", "latents.safetensors", "previews.pack", "index.json", "summary.csv",
     }  # fmt: skip
     for name in ("run.json", "tree.json", "baseline.json", "index.json"):
         strict(result.path / name)
@@ -192,12 +193,12 @@ def test_safetensors_are_safetensors(tmp_path, dtype):
 
 
 def test_files_are_whole_or_not_there(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "x.json", {"x": float("inf")})
-    write_json(tmp_path / "x.json", {"x": "é"})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "x.json", {"x": float("nan")})
-    assert strict(tmp_path / "x.json") == {"x": "é"}
+    with pytest.raises(UsageError, match="cannot be written as strict JSON"):
+        write_json(tmp_path / "x.json", {"x": object()})
+    write_json(tmp_path / "x.json", {"format": 1, "x": "é"})
+    with pytest.raises(UsageError, match="cannot be written as strict JSON"):
+        write_json(tmp_path / "x.json", {"x": object()})
+    assert strict(tmp_path / "x.json") == {"format": 1, "x": "é"}
 
     def read(name):
         if name == "bad":
@@ -207,6 +208,16 @@ def test_files_are_whole_or_not_there(tmp_path):
     with pytest.raises(OSError, match="gone"):
         write_latents(tmp_path / "l.safetensors", ["good", "bad"], read)
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+@settings(max_examples=40)
+@given(st.text().filter(lambda text: text != "format"), st.floats(allow_nan=False))
+def test_json_files_hold_any_text_and_number(tmp_path_factory, text, number):
+    """What JSON cannot say, such as half a surrogate pair, is marked, and comes back as it was."""
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    write_json(path, {"format": 1, text: [text, number, "\udce9"]})
+    strict(path)
+    assert read_json(path)[text] == [text, number, "\udce9"]
 
 
 def test_slugs_are_safe_file_names():
@@ -273,22 +284,28 @@ ANYTHING = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(max_size=3), ANYTHING, max_size=4), st.lists(ANYTHING, max_size=3))
-def test_json_in_pieces_is_the_json_of_the_library(data, items):
-    def dumped(data):
-        return json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
-
-    assert "".join(runfolder.indented(data)) == dumped(data)
-    assert "".join(runfolder.indented({**data, "items": iter(items)})) == dumped({**data, "items": items})
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=3)
+UNLIKE_JSON = st.recursive(TEXT | st.floats(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6)
 
 
-def test_json_in_pieces_refuses_what_the_library_refuses():
-    for bad in ({"x": [float("nan")]}, {"x": {float("inf"): 1}}):
-        with pytest.raises(ValueError, match="not JSON compliant"):
-            list(runfolder.indented(bad))
-    for bad in ({"x": object()}, {"x": {(1, 2): 3}}, {"x": {b"y": 3}}):
-        with pytest.raises(TypeError):
-            list(runfolder.indented(bad))
+@given(ANYTHING)
+def test_json_over_many_lines_is_the_json_of_the_library(value):
+    expected = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    assume('"$' not in expected)  # would be marked
+    assert encode(value, spread=True).decode() == expected
+
+
+@given(st.dictionaries(TEXT, ANYTHING | UNLIKE_JSON, max_size=4), st.lists(ANYTHING | UNLIKE_JSON, max_size=3))
+def test_json_in_pieces_is_the_json_of_the_whole(data, items):
+    assert b"".join(in_pieces(data)) == encode(data, spread=True)
+    assert b"".join(in_pieces({**data, "items": iter(items)})) == encode({**data, "items": items}, spread=True)
+    assert decode(b"".join(in_pieces({"x": iter([{"$y": float("-inf")}]), "$z": "\udce9"}))) == {"x": [{"$y": float("-inf")}], "$z": "\udce9"}
+
+
+def test_json_in_pieces_refuses_what_json_cannot_say():
+    for bad in ({"x": object()}, {"x": {(1, 2): 3}}, {"x": {b"y": 3}}, {"x": iter([object()])}):
+        with pytest.raises(UsageError, match="cannot be written as strict JSON"):
+            list(in_pieces(bad))
 
 
 @pytest.mark.parametrize("last", [torch.ones(2), torch.ones(3), torch.ones(2, dtype=torch.float64)], ids=["alike", "another shape", "another type"])

@@ -204,8 +204,9 @@ def test_a_score_does_not_depend_on_its_batch(prepared, kind, clip):
     verifier, images = prepared(kind, clip), noise(9, (40, 48))
     together = verifier.values(images)
     alone = torch.cat([verifier.values(image[None]) for image in images])
-    assert torch.allclose(together, alone, atol=1e-5, rtol=0)
-    assert torch.allclose(verifier.values(images.flip(0)), together.flip(0), atol=1e-5, rtol=0)
+    # These heads score about 20, where float32 numbers lie 2e-6 apart.
+    assert torch.allclose(together, alone, atol=1e-5, rtol=1e-6)
+    assert torch.allclose(verifier.values(images.flip(0)), together.flip(0), atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("clip", ["clip", "open_clip"])

@@ -197,6 +197,17 @@ def test_each_prompt_is_encoded_once_and_by_itself(folders, kind):
     assert seen == [1] * len(PROMPTS)
 
 
+def test_the_last_block_computes_nothing_that_is_thrown_away(folders):
+    """A class token is all that open_clip's towers hand on; that its numbers are right is told above."""
+    verifier = fresh(folders["open_clip"])
+    blocks = verifier.network.towers.module.visual.transformer.resblocks
+    tokens = []
+    for block in blocks:
+        block.mlp.register_forward_hook(lambda _, inputs, __: tokens.append(inputs[0].shape[1]))
+    verifier.values(noise(3), ["a"] * 3)
+    assert tokens == [5] * (len(blocks) - 1) + [1]
+
+
 def test_features_remembered_under_inference_mode_still_serve_gradients(folders):
     verifier = fresh(folders["clip"])
     with torch.inference_mode():

@@ -14,7 +14,7 @@ import torch
 from value_runs import candidates, save_runs, synthetic
 
 import tsdiff
-from tsdiff.cli.value_examples import find_trees, read_examples
+from tsdiff.cli.value_examples import find_runs, read_examples
 from tsdiff.plugin.conformance import ExampleCandidates, VerifierConformance
 from tsdiff.treesearch import registry
 from tsdiff.treesearch.errors import UsageError
@@ -46,10 +46,10 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fits(home):
     """For each input the examples, the fit, and the folder that it was written to."""
-    trees = find_trees([home / "runs"])
+    runs = find_runs([home / "runs"])
     made = {}
     for kind in ("x0", "latent"):
-        examples = read_examples(trees, verifier="gaussian-target", target="mean", input=kind)
+        examples = read_examples(runs, verifier="gaussian-target", target="mean", input=kind)
         done = fit(examples, steps=STEPS, width=32)
         done.write(home / kind)
         made[kind] = examples, done, home / kind
@@ -65,10 +65,10 @@ def folders(fits):
 @pytest.fixture(scope="module")
 def fresh(home):
     """Nodes of trees that no fit has seen."""
-    trees = find_trees([home / "fresh"])
-    read = {kind: read_examples(trees, verifier="gaussian-target", target="mean", input=kind) for kind in ("x0", "latent")}
+    runs = find_runs([home / "fresh"])
+    read = {kind: read_examples(runs, verifier="gaussian-target", target="mean", input=kind) for kind in ("x0", "latent")}
     assert read["x0"].places == read["latent"].places
-    return candidates(trees, read["x0"].places, read["x0"].levels, x0=read["x0"].inputs, latents=read["latent"].inputs)
+    return candidates([run.tree for run in runs], read["x0"].places, read["x0"].levels, x0=read["x0"].inputs, latents=read["latent"].inputs)
 
 
 def prepared(folder, **options):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.node import Value
+from tsdiff.treesearch.noise import Fresh, Given, Torch
 from tsdiff.treesearch.protocols import Condition, Verifier
+from tsdiff.treesearch.rescored import read_rescored
 from tsdiff.treesearch.results import Result
-from tsdiff.treesearch.runfolder import read_tree
+from tsdiff.treesearch.runfolder import PICTURES, TREE
+from tsdiff.treesearch.saved import SavedRun, load_run, run_folders
+from tsdiff.treesearch.savedtree import SavedNode, SavedTree
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,9 +85,7 @@ def load_searches(runs: Iterable[Result | Search | str | Path]) -> list[Search]:
 
 
 def _folders(path: Path) -> list[Path]:
-    if (path / "tree.json").exists():
-        return [path]
-    found = sorted(file.parent for file in path.rglob("tree.json")) if path.is_dir() else []
+    found = [folder for folder in run_folders(path) if (folder / TREE).exists()] if path.is_dir() else []
     if not found:
         raise UsageError(f"{str(path)!r} is no run folder and holds none; name a folder that `tsdiff search` has written")
     return found
@@ -93,41 +95,37 @@ def _from_result(result: Result) -> Search:
     baseline = result.baseline
     return _search(
         f"the search of {result.prompt!r} under seed {result.seed}",
-        result.tree.to_json(),
+        SavedTree.from_json(result.tree.to_json()),
         result.to_json(),
         result.options,
-        None if baseline is None else (baseline.tree.to_json(), baseline.node.index, baseline.picture or baseline.image_path),
+        None if baseline is None else (SavedTree.from_json(baseline.tree.to_json()), baseline.node.index, baseline.picture or baseline.image_path),
         result.picture or result.image_path,
     )
 
 
 def _from_folder(folder: Path) -> Search:
-    record = _read_json(folder / "run.json")
+    run = load_run(folder)
+    if not run.result or not run.nodes:
+        raise UsageError(f"{str(folder)!r} is not a finished run: {'; '.join(run.damage) or run.status}; leave it out")
     baseline = None
-    if (folder / "baseline.json").exists():
-        tree = _read_json(folder / "baseline.json")
-        last = len(tree["schedule"]["timesteps"])
-        leaf = next((node["index"] for node in tree["nodes"] if node["level"] == last and node["status"] != "failed"), None)
-        baseline = None if leaf is None else (tree, leaf, _existing(folder / "baseline.png"))
-    return _search(str(folder), read_tree(folder), record["result"], record["options"], baseline, _existing(folder / "best.png"))
+    if run.baseline is not None and run.baseline.finished:
+        baseline = (run.baseline, run.baseline.finished[0].index, _existing(folder / PICTURES["baseline"]))
+    found = _search(str(folder), run.tree, run.result, run.options, baseline, _existing(folder / PICTURES["best"]))
+    return found if not found.samples else replace(found, samples=_with_later(found.samples, run))
+
+
+def _with_later(samples: Sequence[Sample], run: SavedRun) -> tuple[Sample, ...]:
+    """Independent samples with the scores too that `tsdiff rescore` gave them. Answers are held against plain samples, which have none."""
+    later = [{name: value.score for name, rescored in read_rescored(run.path).items() if (value := rescored.values.get(node.index)) and value.score is not None} for node in run.tree.finished]
+    return tuple(replace(sample, scores={**more, **sample.scores}) for sample, more in zip(samples, later, strict=True))
 
 
 def _existing(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{str(path.parent)!r} is not a finished run: it has no {path.name}") from None
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
-    return data
-
-
 def _search(
-    source: str, tree: Mapping[str, Any], result: Mapping[str, Any], options: Mapping[str, Any], baseline: tuple[Mapping[str, Any], int, Any] | None, picture: Any
+    source: str, tree: SavedTree, result: Mapping[str, Any], options: Mapping[str, Any], baseline: tuple[SavedTree, int, Any] | None, picture: Any
 ) -> Search:
     if result["relative"]:
         raise UsageError(f"{source}: verifier {result['verifier']} scores relative to each search's own samples, so that budgets cannot be compared")
@@ -137,46 +135,36 @@ def _search(
     plain = None
     if baseline is not None:
         plain_tree, leaf, plain_picture = baseline
-        plain = Sample(plain_tree["ledger"]["nfe"], _scores(plain_tree["nodes"][leaf]), plain_picture)
+        plain = Sample(plain_tree.ledger["nfe"], _scores(plain_tree.nodes[leaf]), plain_picture)
     return Search(
         source=source,
-        condition=Condition(tree["prompt"], tree["negative_prompt"], tree["class"]),
-        seed=tree["seed"],
+        condition=tree.condition,
+        seed=tree.seed or 0,
         model=result["model"],
         policy=result["policy"],
         verifier=result["verifier"],
         budget=result["nfe"] if budget is None else budget,
-        answer=Sample(result["nfe"], _scores(tree["nodes"][result["node"]]), picture),
+        answer=Sample(result["nfe"], _scores(tree.at(result["node"])), picture),
         plain=plain,
         samples=_independent(tree),
     )
 
 
-def _scores(node: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value["score"] for name, value in node["values"].items() if value["score"] is not None}
+def _scores(node: SavedNode) -> dict[str, float]:
+    return {name: value.score for name, value in node.values.items() if value.score is not None}
 
 
-def _independent(tree: Mapping[str, Any]) -> tuple[Sample, ...]:
+def _independent(tree: SavedTree) -> tuple[Sample, ...]:
     """The finished samples of a tree of plain chains, each from a first noise of its own; nothing of any other tree."""
-    nodes, last = tree["nodes"], len(tree["schedule"]["timesteps"])
-    children: dict[int, int] = {}
-    for node in nodes:
-        fresh = node["move"]["kind"] == "draw" and node["move"].get("noise", {"kind": "fresh"})["kind"] in ("fresh", "torch", "given")
-        if node["draft"] or not (fresh if node["parent"] is None else node["move"]["kind"] == "denoise"):
+    for node in tree.nodes:
+        fresh = node.move.kind == "draw" and isinstance(node.move.noise, (Fresh, Torch, Given, NoneType))
+        if node.draft or len(node.children) > 1 or not (fresh if node.parent is None else node.move.kind == "denoise"):
             return ()
-        if node["parent"] is not None:
-            children[node["parent"]] = children.get(node["parent"], 0) + 1
-    if any(count > 1 for count in children.values()):
-        return ()
     samples = []
-    for node in nodes:
-        if node["index"] in children or node["status"] == "failed":
+    for node, nfe in zip(tree.nodes, tree.path_costs(), strict=True):
+        if node.children or node.failed:
             continue
-        path = [node]
-        while path[-1]["parent"] is not None:
-            path.append(nodes[path[-1]["parent"]])
-        nfe = sum(one["nfe"] for one in path)
-        if node["level"] == last:
+        if node.level == tree.last:
             samples.append(Sample(nfe, _scores(node)))
         elif nfe:
             return ()  # begun and given up: a choice was made on the way

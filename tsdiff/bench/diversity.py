@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,8 +30,9 @@ def feature_function(features: Features, device: str) -> tuple[str, Callable[[Te
 
     Args:
       features: "pixels" for pictures shrunk to 16 x 16 by area, from -1 (black) to 1 (white): layout and colours, not
-        content. Or the reference of a verifier, or an object, with `image_features(images)`, itself or in its `network`
-        ("clip:model=FOLDER"). Or a function of images.
+        content. Or the reference of a verifier, or an object, with `image_features(images)`, itself or in its `network`:
+        any of clip, aesthetic, clip-zero-shot, dino-classifier, self-supervised and path-stability
+        ("self-supervised:features=dino,model=FOLDER" takes a DINOv2 model without classes). Or a function of images.
 
     Raises:
       UsageError: for a reference or object without features.
@@ -39,14 +41,16 @@ def feature_function(features: Features, device: str) -> tuple[str, Callable[[Te
         return "pixels", _shrunk
     found: Any = resolve_verifier(features) if isinstance(features, str) else features
     name = str(getattr(found, "name", None) or getattr(found, "__name__", type(found).__name__))
-    if hasattr(found, "prepare"):
-        found.prepare(device)
-    for owner in (found, getattr(found, "network", None)):
-        if hasattr(owner, "image_features"):
-            return name, owner.image_features  # type: ignore[union-attr]
-    if callable(found):
-        return name, found
-    raise UsageError(f"{name} has no features of pictures; name a verifier with a feature network, e.g. clip:model=FOLDER, or 'pixels'")
+    # A network may be there only once it is prepared, and nothing loads that cannot be used.
+    if callable(found) or any(inspect.getattr_static(found, place, None) is not None for place in ("image_features", "network")):
+        if hasattr(found, "prepare"):
+            found.prepare(device)
+        for owner in (found, getattr(found, "network", None)):
+            if hasattr(owner, "image_features"):
+                return name, owner.image_features  # type: ignore[union-attr]
+        if callable(found):
+            return name, found
+    raise UsageError(f"{name} has no features of pictures; name a verifier with a feature network, e.g. clip:model=FOLDER or self-supervised:features=dino,model=FOLDER, or 'pixels'")
 
 
 def features_of(pictures: Sequence[Image | Path], function: Callable[[Tensor], Tensor], device: str) -> NDArray[np.float64]:

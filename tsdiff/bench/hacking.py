@@ -137,7 +137,8 @@ def hacking_report(
     Args:
       runs: results, run folders, folders of run folders, or records made otherwise (`answers.Search`); of one model and one
         steering verifier.
-      held_out: the name of a verifier whose scores the runs hold (named after the first when they ran), or a reference
+      held_out: the name of a verifier whose scores the runs hold (named after the first when they ran; `within` runs, rescored
+        since), or a reference
         or object of one that reads pictures and prompts alone: it then scores the saved pictures of answers.
       oracle: another one, which says what is truly wanted.
       features: what diversity is measured in, see `tsdiff.bench.diversity.feature_function`.
@@ -177,13 +178,13 @@ def hacking_report(
 
 def _scored(searches: Sequence[Search], wanted: VerifierLike, within: bool, device: str, notices: list[str]) -> tuple[str, list[Search]]:
     """The searches with a verifier's scores: those that they hold, or new ones of their pictures."""
-    samples = [sample for one in searches for sample in (one.answer, *([one.plain] if one.plain else []))]
+    samples = [sample for one in searches for sample in (one.answer, *([one.plain] if one.plain else []), *(one.samples if within else ()))]
     if isinstance(wanted, str) and any(wanted in sample.scores for sample in samples):
         return wanted, list(searches)
     verifier = resolve_verifier(wanted)
     name: str = verifier.name
     if within:
-        raise UsageError(f"verifier {name} has not scored the samples of these runs, and only answers have pictures; name it with --verifier, after the first, when the search runs")
+        raise UsageError(f"verifier {name} has not scored the samples of these runs, and only answers have pictures; `tsdiff rescore RUN --verifier ...` scores them (name it here as {name} then), and so does a --verifier after the first when the search runs")
     missing = [one.source for one in searches if one.answer.picture is None]
     if missing:
         raise UsageError(f"verifier {name} has not scored {missing[0]}, and there is no picture of its answer to score; name it with --verifier, after the first, when the search runs")

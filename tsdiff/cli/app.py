@@ -25,14 +25,19 @@ FAILED, USAGE, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 COMMANDS = {
     "search": "Search for the best sample of each prompt.",
     "resume": "Continue a search after an interruption.",
+    "expand": "Grow a saved tree from one of its nodes, into the same run.",
     "plan": "Show what a search would cost, without running it.",
-    "list": "List policies, verifiers, models, solvers and suites.",
+    "show": "Show a saved run, one of its nodes, or an image's origin.",
+    "export": "Write a saved run for other programs.",
+    "list": "List all that has a name, or saved runs.",
     "describe": "Explain a policy, verifier, model, solver or suite.",
     "score": "Score image files.",
+    "rescore": "Score saved trees by other verifiers, without denoising.",
     "verifiers": "Check that a verifier works: its weights, scores and speed.",
     "predict-curve": "Show how early a verifier tells which sample will be the best.",
     "hacking-report": "Show whether searches please their verifier only.",
     "fit-value": "Fit a verifier that ranks nodes early to saved trees.",
+    "convert": "Make a model folder of a published checkpoint.",
     "doctor": "Check this installation.",
 }
 """Command (its module of `tsdiff.cli` has underscores for hyphens) -> the first line of its help, kept here so that the group's help imports no command."""

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tsdiff.cli import values
+from tsdiff.cli.counting import counting
 from tsdiff.cli.options import debug_option, json_option
-from tsdiff.cli.output import coloured, number, plural, print_facts, print_json, print_table, say
+from tsdiff.cli.output import number, plural, print_facts, print_json, print_table
 from tsdiff.treesearch import registry
 from tsdiff.treesearch.errors import SetupError, UsageError
 
 _COLUMNS = ("level", "of", "log-SNR", "nodes", "prompts", "within prompts", "pooled")
 _PATH = click.Path(path_type=Path)
-SECONDS_BETWEEN_LINES = 10.0
-
-Callback = Callable[[int, int], None]
 
 
 @click.command("fit-value")
@@ -56,7 +49,7 @@ def command(runs: tuple[Path, ...], out: Path, target_verifier: str | None, plot
     scores within each prompt, averaged, and over all nodes. A fifth of the prompts is held out, or of the trees where there
     are fewer than 5 prompts. Search with policies that keep nodes on the way (beam, svdd, mcts, dts).
     """
-    from tsdiff.cli.value_examples import choose_verifier, find_trees, read_examples
+    from tsdiff.cli.value_examples import choose_verifier, find_runs, read_examples
 
     if plot is not None:
         _require_matplotlib(plot)
@@ -64,12 +57,12 @@ def command(runs: tuple[Path, ...], out: Path, target_verifier: str | None, plot
         raise UsageError(f"--out {out} is there already; nothing is ever overwritten, choose a new folder")
     if options["width"] % 8:
         raise UsageError(f"--width is {options['width']} but must be a multiple of 8")
-    trees = find_trees(runs)
-    verifier = choose_verifier(trees, target_verifier)
+    saved = find_runs(runs)
+    verifier = choose_verifier([run.tree for run in saved], target_verifier)
     input_, target, device = options.pop("input_"), options.pop("target"), options.pop("device")
-    with _progress(quiet, "reading trees") as read:
-        examples = read_examples(trees, verifier=verifier, target=target, input=input_, device=device, progress=read)
-    with _progress(quiet, "fitting") as fitting:
+    with counting(quiet, "reading trees") as read:
+        examples = read_examples(saved, verifier=verifier, target=target, input=input_, device=device, progress=read)
+    with counting(quiet, "fitting") as fitting:
         fit = registry.verifiers.load("value").fit(examples, device=examples.device, progress=fitting, **options)
     config = fit.write(out)
     if plot is not None:
@@ -146,30 +139,3 @@ def _draw(held_out: tuple[dict[str, Any], ...], verifier: str, plot: Path) -> No
         axes.legend()
     plot.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(plot, dpi=120)
-
-
-# Progress ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(quiet: bool, title: str) -> Iterator[Callback | None]:
-    """A callback (done, total) that shows a bar on a terminal, a line now and then elsewhere, nothing with `quiet`."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True, no_color=not coloured(sys.stderr)), transient=True) as bar:
-            task = bar.add_task(title, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-    else:
-        last = time.monotonic()
-
-        def line(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                say("", f"{title}: {done:,} of {total:,} ({100 * done // total}%)")
-
-        yield line

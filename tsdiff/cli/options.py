@@ -88,11 +88,13 @@ _OPTIONS: tuple[Decorator, ...] = (
     _model("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto", show_default=True, help="Of the weights."),
     _model("--revision", metavar="NAME", help="Revision of a hub repository."),
     _model("--variant", metavar="NAME", help="Variant of the weights, e.g. fp16."),
+    _model("--lora", multiple=True, metavar="PATH[:SCALE]", help="A LoRA file (.safetensors) to merge into the weights, at scale 1 or the given one; repeatable."),
     _model("--offline/--no-offline", help="Never touch the network."),
     _sampling("--steps", type=_POSITIVE, metavar="N", help="Denoising steps; the model's own by default."),
     _sampling("--solver", metavar="NAME", help="A name of `tsdiff list solvers`; the model's own by default."),
     _sampling("--eta", type=float, metavar="SHARE", help="Noise added by each step of the solvers that have it."),
     _sampling("--guidance-scale", type=float, metavar="SCALE", help="1 is no guidance; the model's own by default."),
+    _sampling("--true-cfg-scale", type=float, metavar="SCALE", help="Classifier-free guidance of a model whose network is told --guidance-scale; 1 is none."),
     _sampling("--guidance-rescale", type=click.FloatRange(0.0, 1.0), default=0.0, show_default=True, metavar="SHARE", help="Std matching, 0 to 1."),
     _sampling("--guidance-interval", type=values.INTERVAL, metavar="LOW,HIGH", help="Guide only where sigma/alpha lies between."),
     _sampling("--strict-scheduler/--no-strict-scheduler", help="Refuse a scheduler that is not supported, do not replace it."),
@@ -111,6 +113,8 @@ _OPTIONS: tuple[Decorator, ...] = (
     _search("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk."),
     _output("--out", type=_FILE, default=Path("runs"), show_default=True, metavar="FOLDER", help="Each run makes a new folder in it."),
     _output("--keep", type=click.Choice(["all", "path", "leaves", "none"]), default="all", show_default=True, help="Whose latents stay in the run's folder: of every node, of the answer's path, of finished nodes, or of none."),
+    _output("--previews", type=click.Choice(["kept", "all", "none"]), default="kept", show_default=True, help="Of which nodes that were decoded for a verifier a small picture stays: of those that --keep names, of all, or of none."),
+    _output("--metadata/--no-metadata", default=True, help="Write images without their history (prompt, settings, how they were found)."),
     json_option,
     _output("--quiet/--no-quiet", help="No narration, no progress."),
     debug_option,
@@ -130,7 +134,7 @@ def make_plan(ctx: click.Context) -> Plan:
     from tsdiff.treesearch.plan import prepare
 
     params = dict(ctx.params)
-    options, notice = policy_options(ctx, _split_policy_options(params.pop("policy_options")))
+    options, notice = policy_options(ctx, split_policy_options(params.pop("policy_options")))
     quiet = params.pop("quiet")
     if notice and not quiet:
         say("", notice)
@@ -153,7 +157,8 @@ def _typed(ctx: click.Context) -> dict[str, Any]:
     return given
 
 
-def _split_policy_options(texts: tuple[str, ...]) -> dict[str, str]:
+def split_policy_options(texts: tuple[str, ...]) -> dict[str, str]:
+    """The options of a policy, as typed after -P. Raises UsageError for what is none."""
     options: dict[str, str] = {}
     for text in texts:
         if "=" not in text:

@@ -93,6 +93,16 @@ def number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}"
 
 
+def data_size(count: int) -> str:
+    """Bytes for people: "812 B", "3.4 MB"."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            break
+        size, unit = size / 1000.0, larger
+    return f"{count} B" if unit == "B" else f"{size:.3g} {unit}"
+
+
 def plural(count: int, noun: str) -> str:
     """ "1 prompt", "3 prompts"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from tsdiff.cli import values
+from tsdiff.cli.expand import grow
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.options import Sectioned, debug_option, json_option
 from tsdiff.cli.output import say
@@ -21,6 +23,8 @@ from tsdiff.cli.search import announcement, report
 @click.option("--max-batch", type=click.IntRange(min=1), metavar="ROWS", help="Rows in one network call at most, from now on.")
 @click.option("--memory-limit", type=values.BYTES, metavar="SIZE", help="Host memory for latents, e.g. 2GB; the rest goes to disk.")
 @click.option("--seconds", type=click.FloatRange(min=0.0, min_open=True), metavar="S", help="Start nothing new after this time, counted from now.")
+@click.option("--previews", type=click.Choice(["kept", "all", "none"]), help="Of which decoded nodes a small picture stays, from now on.")
+@click.option("--metadata/--no-metadata", default=None, help="Write images with their history, or without.")
 @json_option
 @click.option("--quiet/--no-quiet", help="No narration, no progress.")
 @debug_option
@@ -28,17 +32,21 @@ from tsdiff.cli.search import announcement, report
 def command(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **changed: Any) -> int:
     """Continue a search after an interruption.
 
-    RUN is the folder of a run, or of a search of several prompts, of which those that are not done are continued. What was
-    written down is not computed again, and the result is that of a search without the interruption.
+    RUN is the folder of a run, or of a search of several prompts, of which those that are not done are continued; so is an
+    expansion. What was written down is not computed again, and the result is that of a search without the interruption.
 
     \b
     Try:
       tsdiff resume runs/run-0001
     """
+    from tsdiff.treesearch.durable import unfinished_expansion
     from tsdiff.treesearch.resume import planned
     from tsdiff.treesearch.search import execute
 
-    with planned(run, **{name: value for name, value in changed.items() if value is not None}) as (plan, folder):
+    changed = {name: value for name, value in changed.items() if value is not None}
+    if unfinished_expansion(run):
+        return grow(ctx, run, None, quiet=quiet, as_json=as_json, **changed)
+    with planned(run, **changed) as (plan, folder):
         if not quiet:
             say("", f"continuing {folder}: {announcement(plan)}")
             for line in plan.notices:
@@ -49,4 +57,10 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **chan
     if ctx.obj.debug:
         for failure in results.failures:
             traceback.print_exception(failure.error)
-    return report(results, as_json=as_json, quiet=quiet)
+    done = [result for result in results if not unfinished_expansion(result.path)]
+    begun = [result.path for result in results if unfinished_expansion(result.path)]
+    if not begun:
+        return report(results, as_json=as_json, quiet=quiet)
+    statuses = [report(dataclasses.replace(results, results=done), as_json=as_json, quiet=quiet)] if done or results.failures else []
+    statuses += [grow(ctx, path, None, quiet=quiet, as_json=as_json, **changed) for path in begun]
+    return max(statuses)

@@ -159,6 +159,7 @@ def _facts(result: Result) -> dict[str, object]:
         "image": result.image_path,
         "score": score,
         **{f"- {one_line(name)}": _part(*numbers) for name, numbers in result.parts.items()},
+        **{one_line(name): _other(*numbers) for name, numbers in result.others.items()},
         "NFE": f"{result.ledger.nfe:,}{also}",
         "rows": f"{result.ledger.rows:,}{rows}",
         "verifier calls": f"{_calls(result):,}",
@@ -170,6 +171,10 @@ def _facts(result: Result) -> dict[str, object]:
 
 def _part(part: float, plain: float | None) -> str:
     return f"{number(part)}{'' if plain is None else f' (baseline {number(plain)})'}"
+
+
+def _other(score: float | None, plain: float | None) -> str:
+    return "none: scoring failed" if score is None else _part(score, plain)
 
 
 def _calibration(one: Calibrated) -> str:

@@ -6,10 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tsdiff.diffusion.quiet import quiet_libraries
-from tsdiff.diffusion.solvers import solver_info
+from tsdiff.diffusion.level_plan import LevelPlan
 from tsdiff.diffusion.source import Source
-from tsdiff.diffusion.tables import Tables, scheduler_tables
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.protocols import Condition, Demo, DiffusionModel, Encoded, Media, Row, Size
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
     from tsdiff.diffusion.sampler import TableSampler
 
-VP_SOLVERS = ("ddim", "ddpm", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde")
+VP_SOLVERS = ("ddim", "ddpm", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde", "lcm")
 """Solvers of models that were trained on a variance-preserving process."""
 
 _NATIVE = {
@@ -28,6 +26,7 @@ _NATIVE = {
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler-ancestral",
     "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
 }
 _MULTISTEP = {"dpmsolver++": "dpm++2m", "sde-dpmsolver++": "dpm++2m-sde"}
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -40,7 +39,7 @@ def native_solver(class_name: str, config: Mapping[str, Any]) -> str | None:
     return _NATIVE.get(class_name)
 
 
-class SchedulerPlan:
+class SchedulerPlan(LevelPlan):
     """The solvers and schedules of a pipeline with a variance-preserving scheduler.
 
     Args:
@@ -48,64 +47,44 @@ class SchedulerPlan:
       class_name, config: of the pipeline's own scheduler.
       strict: refuse a scheduler without a solver of ours instead of replacing it by ddim on the same betas.
 
-    Attributes:
-      solvers: names of the solvers on offer, the pipeline's own first.
-      notices: a line if the scheduler was replaced.
-      prediction_type: "epsilon", "v_prediction" or "sample".
-
     Raises:
       UsageError: for a prediction type that is not supported, or a scheduler to replace when `strict`.
     """
 
     def __init__(self, name: str, class_name: str, config: Mapping[str, Any], *, strict: bool) -> None:
-        self.prediction_type = str(config.get("prediction_type", "epsilon"))
-        if self.prediction_type not in _PREDICTION_TYPES:
-            raise UsageError(f"{name!r} predicts {self.prediction_type!r}, which is not supported; supported are {', '.join(_PREDICTION_TYPES)}")
+        prediction_type = str(config.get("prediction_type", "epsilon"))
+        if prediction_type not in _PREDICTION_TYPES:
+            raise UsageError(f"{name!r} predicts {prediction_type!r}, which is not supported; supported are {', '.join(_PREDICTION_TYPES)}")
         if class_name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
             raise UsageError(f"the scheduler of {name!r}, {class_name}, is for flow models, but this model is not one; give it e.g. a DDIMScheduler")
         native = native_solver(class_name, config)
-        self.notices: tuple[str, ...] = ()
+        notices: tuple[str, ...] = ()
         if native is None:
             variant = f" ({config.get('algorithm_type')}, order {config.get('solver_order')})" if class_name.startswith("DPMSolver") else ""
             if strict:
                 raise UsageError(f"the scheduler of {name!r}, {class_name}{variant}, is not supported and strict_scheduler forbids replacing it; choose a solver of {', '.join(VP_SOLVERS)} without strict_scheduler")
-            self.notices = (f"scheduler {class_name}{variant} is not supported; replaced by ddim on the same betas",)
-        # Latents are not confined to [-1, 1]: only a scheduler that says so itself clips them.
-        self.config = {"clip_sample": False} | dict(config)
-        self.class_name = class_name if native is not None else None
-        self.solvers = tuple(dict.fromkeys((native or "ddim", *VP_SOLVERS)))
-        self._tables: dict[str, Tables] = {}
-        self._keys: dict[tuple[SolverInfo, int], str] = {}
+            notices = (f"scheduler {class_name}{variant} is not supported; replaced by ddim on the same betas",)
+        super().__init__(
+            class_name if native is not None else None,
+            # Latents are not confined to [-1, 1]: only a scheduler that says so itself clips them.
+            {"clip_sample": False} | dict(config),
+            solvers=tuple(dict.fromkeys((native or "ddim", *VP_SOLVERS))),
+            prediction_type=prediction_type,
+            notices=notices,
+        )
 
-    def solver(self, name: str | None, eta: float | None) -> SolverInfo:
-        """One of the solvers on offer."""
-        return solver_info(self.solvers[0] if name is None else name, eta, self.solvers)
 
-    def schedule(self, solver: SolverInfo, num_steps: int) -> Schedule:
-        """The levels of a solver, made once and kept."""
-        limit = int(self.config.get("num_train_timesteps", 1000))
-        if not 1 <= num_steps <= limit:
-            raise UsageError(f"steps is {num_steps} but must lie between 1 and {limit}")
-        if (solver, num_steps) not in self._keys:
-            with quiet_libraries():
-                tables = scheduler_tables(self.config, self.class_name, solver, num_steps)
-            self._tables[tables.schedule.key] = tables
-            self._keys[solver, num_steps] = tables.schedule.key
-        return self._tables[self._keys[solver, num_steps]].schedule
-
-    def tables(self, schedule: Schedule) -> Tables:
-        """The tables behind a schedule of this plan, or behind the tail of one (key "KEY+start")."""
-        if schedule.key not in self._tables:
-            self._tables[schedule.key] = self._tail(schedule.key)
-        return self._tables[schedule.key]
-
-    def _tail(self, key: str) -> Tables:
-        if key in self._tables:
-            return self._tables[key]
-        base, _, start = key.rpartition("+")
-        if not base or not start.isdecimal():
-            raise ValueError(f"schedule {key!r} was not made by this model")
-        return self._tail(base).tail(int(start))
+def whole_sides(height: int | None, width: int | None, usual: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(height, width) in pixels, `usual` filled in. Raises UsageError unless both are multiples of `multiple`."""
+    sides = []
+    for name, given, default in (("height", height, usual[0]), ("width", width, usual[1])):
+        side = default if given is None else given
+        low = side // multiple * multiple
+        if low != side or side < 1:
+            allowed = f"{low} or {low + multiple}" if low > 0 else f"{multiple}"
+            raise UsageError(f"{name} is {side} but must be a multiple of {multiple}; the nearest are {allowed}")
+        sides.append(side)
+    return sides[0], sides[1]
 
 
 class PipelineOutline(ABC):
@@ -117,7 +96,7 @@ class PipelineOutline(ABC):
     guidable: bool = True
     demo: Demo | None = None
 
-    def __init__(self, source: Source, plan: SchedulerPlan) -> None:
+    def __init__(self, source: Source, plan: LevelPlan) -> None:
         self.source = source
         self.plan = plan
         self.name = source.name
@@ -130,7 +109,11 @@ class PipelineOutline(ABC):
 
     def schedule(self, solver: SolverInfo, num_steps: int, size: Size) -> Schedule:
         """The levels of a solver. Raises UsageError if the number of steps does not fit the model."""
-        return self.plan.schedule(solver, num_steps)
+        return self.plan.schedule(solver, num_steps, self.tokens(size))
+
+    def tokens(self, size: Size) -> int | None:
+        """Length of the network's image sequence, on which the levels of a flow model may depend; None where there is none."""
+        return None
 
     @abstractmethod
     def size(self, height: int | None, width: int | None) -> Size:

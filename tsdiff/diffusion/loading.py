@@ -6,17 +6,31 @@ A model family is one file with an outline class, and one line of `FAMILIES`.
 from __future__ import annotations
 
 import importlib
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from tsdiff.diffusion.devices import check_dtype
+from tsdiff.diffusion.lora import check_loras
 from tsdiff.diffusion.source import source_of
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.models import ModelReference, resolve_model
+from tsdiff.treesearch.models import ModelReference, file_names, resolve_model
 from tsdiff.treesearch.protocols import DiffusionModel, LoadOptions, ModelOutline
 
 FAMILIES = {
     "StableDiffusionPipeline": "tsdiff.diffusion.stable_diffusion:StableDiffusionOutline",
     "StableDiffusionImg2ImgPipeline": "tsdiff.diffusion.stable_diffusion:StableDiffusionOutline",
+    "LatentConsistencyModelPipeline": "tsdiff.diffusion.stable_diffusion:StableDiffusionOutline",
+    "StableDiffusionXLPipeline": "tsdiff.diffusion.stable_diffusion_xl:StableDiffusionXLOutline",
+    "StableDiffusionXLImg2ImgPipeline": "tsdiff.diffusion.stable_diffusion_xl:StableDiffusionXLOutline",
+    "StableDiffusion3Pipeline": "tsdiff.diffusion.stable_diffusion_3:StableDiffusion3Outline",
+    "StableDiffusion3Img2ImgPipeline": "tsdiff.diffusion.stable_diffusion_3:StableDiffusion3Outline",
+    "FluxPipeline": "tsdiff.diffusion.flux:FluxOutline",
+    "FluxImg2ImgPipeline": "tsdiff.diffusion.flux:FluxOutline",
+    "PixArtSigmaPipeline": "tsdiff.diffusion.pixart:PixArtOutline",
+    "PixArtAlphaPipeline": "tsdiff.diffusion.pixart:PixArtOutline",
+    "DiTPipeline": "tsdiff.diffusion.dit:DiTOutline",
+    "SiTPipeline": "tsdiff.diffusion.sit:SiTOutline",
 }
 """Pipeline class -> where its family's outline is; an outline is made from a `Source`."""
 
@@ -34,6 +48,7 @@ def outline(reference: Any, options: LoadOptions) -> ModelOutline:
     """
     check_dtype(options.dtype)
     source = source_of(reference, options)
+    check_loras(source)
     if source.class_name not in FAMILIES:
         raise UsageError(f"{source.class_name} ({source.name!r}) is not supported; supported are {', '.join(sorted(FAMILIES))}")
     module, _, name = FAMILIES[source.class_name].partition(":")
@@ -50,6 +65,7 @@ def load_model(
     revision: str | None = None,
     variant: str | None = None,
     strict_scheduler: bool = False,
+    lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
 ) -> DiffusionModel:
     """Load a model, ready to run.
 
@@ -61,10 +77,11 @@ def load_model(
       offline: never touch the network.
       revision, variant: of a hub repository, as in diffusers (e.g. variant="fp16").
       strict_scheduler: refuse a pipeline whose scheduler is not supported instead of replacing the scheduler.
+      lora: one or several LoRA files that are merged into the weights of a folder or hub id, "PATH" or "PATH:SCALE".
 
     Raises:
       UsageError: for a name, folder, class or option that will not do; before weights are read where it can be known.
-      SetupError: if the device is not there, or the weights cannot be obtained.
+      SetupError: if the device is not there, the weights cannot be obtained, or LoRA files are given without peft.
     """
-    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler)
+    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler, file_names(lora))
     return resolve_model(model, options).load()

@@ -9,6 +9,7 @@ at once.
 | ddpm | ancestral sampling | Ho et al. 2020, arXiv 2006.11239 |
 | euler, heun | first and second order in VE scaling | Karras et al. 2022, arXiv 2206.00364 |
 | euler-ancestral | Euler to a lower sigma, then noise | Crowson, k-diffusion |
+| lcm | to the clean estimate, then fresh noise; for distilled models | Luo et al. 2023, arXiv 2310.04378 |
 | dpm++2m, dpm++2m-sde | DPM-Solver++ multistep and its SDE variant | Lu et al. 2022, arXiv 2211.01095 |
 | flow-euler | Euler on the velocity | Liu et al. 2022, arXiv 2209.03003 |
 | flow-ancestral(eta) | posterior variance on the linear path | as DDIM with eta |
@@ -30,6 +31,7 @@ SOLVERS: dict[str, SolverInfo] = {
     for info in (
         SolverInfo("ddim", "ddim", ode="ddim"),
         SolverInfo("ddpm", "ddim", stochastic=True, ode="ddim"),
+        SolverInfo("lcm", "ddim", stochastic=True, ode="ddim"),
         SolverInfo("euler", "euler", ode="euler"),
         SolverInfo("euler-ancestral", "euler", stochastic=True, ode="euler"),
         SolverInfo("heun", "euler", stages=2, ode="heun"),

@@ -32,6 +32,7 @@ class Source:
       components: (library, class name) of every component that is there, by component name.
       folder: where it is saved, None for hub ids and objects.
       pipeline: the object that was handed over, None otherwise.
+      entries: all that the index of a folder or hub id says; empty for objects.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     components: Mapping[str, tuple[str, str]]
     folder: Path | None = None
     pipeline: Any = None
+    entries: Mapping[str, Any] = field(default_factory=dict)
     _configs: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def config(self, component: str, file: str = "config.json") -> Mapping[str, Any]:
@@ -68,6 +70,19 @@ class Source:
             raise UsageError(f"the {component} of {self.name!r} is the class {class_name} of {library!r}; code that comes with a model is not run, only classes of {' and '.join(LIBRARIES)}")
         if class_name not in class_names:
             raise UsageError(f"the {component} of {self.name!r} is a {class_name}, which is not supported; supported is {' or '.join(class_names)}")
+
+    def scheduler(self) -> tuple[str, Mapping[str, Any]]:
+        """Class name and config of the pipeline's scheduler. Raises UsageError if it has none."""
+        if "scheduler" not in self.components:
+            raise UsageError(f"{self.name!r} has no scheduler, so its noise levels are unknown; add its scheduler folder, or give the pipeline one")
+        return self.components["scheduler"][1], self.config("scheduler", "scheduler_config.json")
+
+    def entry(self, component: str, key: str) -> Any:
+        """What the config of a component that is there says; UsageError if it says nothing."""
+        value = self.config(component).get(key)
+        if value is None:
+            raise UsageError(f"the {component} config of {self.name!r} has no {key}; save or download the pipeline again")
+        return value
 
     def check_weights(self, *components: str) -> None:
         """Raise UsageError if a folder lacks a weight file of a component, or its header cannot be read."""
@@ -107,7 +122,7 @@ def source_of(reference: Any, options: LoadOptions) -> Source:
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and all(entry)
     }
-    return Source(reference, class_name, options, components, folder)
+    return Source(reference, class_name, options, components, folder, entries=index)
 
 
 def _from_object(pipeline: Any, options: LoadOptions) -> Source:
@@ -160,16 +175,17 @@ def weights_variant(folder: Path, library: str, variant: str | None) -> str | No
                 if not isinstance(shards, dict) or not shards:
                     raise UsageError(f"{str(folder / index)!r} lists no weight files (`weight_map`); download the pipeline again")
                 for shard in sorted(set(shards.values())):
-                    _check_file(folder / shard)
+                    check_file(folder / shard)
                 return found
         for name in (f"{stem}{tag}.safetensors", f"{pickle}{tag}.bin"):
             if (folder / name).is_file():
-                _check_file(folder / name)
+                check_file(folder / name)
                 return found
     raise UsageError(f"{str(folder)!r} holds no weights; expected is {stem}.safetensors (or {pickle}.bin, or shards with their index). Save or download the pipeline again")
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise UsageError unless a weight file is there and its header can be read."""
     if not path.is_file():
         raise UsageError(f"weight file {str(path)!r} is missing; download the pipeline again")
     with path.open("rb") as file:

@@ -7,35 +7,38 @@ Rombach et al. 2022 (arXiv 2112.10752). Latents are (4, height / 8, width / 8) f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tsdiff.diffusion.family import PipelineModel, PipelineOutline, SchedulerPlan
-from tsdiff.diffusion.fingerprint import fingerprint
-from tsdiff.diffusion.pipelines import device_of, load_pipeline, refuse_training
+from tsdiff.diffusion.family import PipelineOutline, SchedulerPlan, whole_sides
+from tsdiff.diffusion.latent import LatentModel
+from tsdiff.diffusion.pipelines import refuse_training
 from tsdiff.diffusion.source import Source
 from tsdiff.diffusion.stable_diffusion_conditions import IMAGE, TEXT, Conditioner, ConditionRules
-from tsdiff.diffusion.vae import decode, encode, needs_upcast, upcast
+from tsdiff.diffusion.told_guidance import TOLD
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.protocols import Condition, Encoded, Media, Row, Size
+from tsdiff.treesearch.protocols import Condition, Row, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+TOLD_SCALE = 8.5
+"""The guidance scale that the UNet of a latent consistency model is told, unless a condition says otherwise."""
 
 
 class StableDiffusionOutline(PipelineOutline):
     """Stable Diffusion before its weights are loaded.
 
     Args:
-      source: of a `StableDiffusionPipeline` (or its image-to-image twin, which has the same parts).
+      source: of a `StableDiffusionPipeline` (or its image-to-image twin or `LatentConsistencyModelPipeline`, which have the
+        same parts).
+
+    Attributes:
+      told_scale: the guidance scale that the UNet is usually told (a latent consistency model), None if it is not told any.
 
     Raises:
       UsageError: if a component is missing, damaged or of a class that is not supported; for UNets that want more than
-        a noisy latent and a text (inpainting, depth, distilled guidance, SDXL); for modules in training mode.
+        a noisy latent and a text (inpainting, depth, SDXL); for modules in training mode.
     """
-
-    default_steps = 20
-    default_guidance_scale = 7.5
 
     def __init__(self, source: Source) -> None:
         source.require("unet", "UNet2DConditionModel")
@@ -43,33 +46,25 @@ class StableDiffusionOutline(PipelineOutline):
         if "text_encoder" in source.components:
             source.require("text_encoder", "CLIPTextModel")
             source.require("tokenizer", "CLIPTokenizer", "CLIPTokenizerFast")
-        if "scheduler" not in source.components:
-            raise UsageError(f"{source.name!r} has no scheduler, so its noise levels are unknown; add its scheduler folder, or give the pipeline one")
+        class_name, scheduler = source.scheduler()
         if source.pipeline is not None:
             refuse_training(source.pipeline)
-        self.unet, self.vae = source.config("unet"), source.config("vae")
-        _check_unet(source.name, self.unet, self.vae)
-        scheduler = source.config("scheduler", "scheduler_config.json")
+        self.unet = source.config("unet")
+        _check_unet(source)
         if source.pipeline is None:
             scheduler = _as_pipeline_does(scheduler)
         source.check_weights("unet", "vae", "text_encoder")
-        class_name = source.components["scheduler"][1]
         super().__init__(source, SchedulerPlan(source.name, class_name, scheduler, strict=source.options.strict_scheduler))
-        self.scale_factor = 2 ** (len(_entry(source.name, "vae", self.vae, "block_out_channels")) - 1)
-        self.rules = ConditionRules(source.name, _text_layers(source), _width(self.unet), self.unet.get("encoder_hid_dim_type") == "ip_image_proj")
+        self.scale_factor = 2 ** (len(source.entry("vae", "block_out_channels")) - 1)
+        self.told_scale = None if self.unet.get("time_cond_proj_dim") is None else TOLD_SCALE
+        self.default_steps, self.default_guidance_scale = (20, 7.5) if self.told_scale is None else (4, 1.0)
+        adapter = self.unet.get("encoder_hid_dim_type") == "ip_image_proj"
+        self.rules = ConditionRules(source.name, _text_layers(source), _width(self.unet), adapter, self.told_scale)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) in pixels; None takes what the UNet was trained on. Both are multiples of the VAE's factor (8)."""
-        trained = _sample_size(self.source.name, self.unet)
-        sides = []
-        for name, given, default in (("height", height, trained[0]), ("width", width, trained[1])):
-            side = default * self.scale_factor if given is None else given
-            low = side // self.scale_factor * self.scale_factor
-            if low != side or side < 1:
-                allowed = f"{low} or {low + self.scale_factor}" if low > 0 else f"{self.scale_factor}"
-                raise UsageError(f"{name} is {side} but must be a multiple of {self.scale_factor}; the nearest are {allowed}")
-            sides.append(side)
-        return sides[0], sides[1]
+        trained = _sample_size(self.source)
+        return whole_sides(height, width, (trained[0] * self.scale_factor, trained[1] * self.scale_factor), self.scale_factor)
 
     def latent_shape(self, size: Size) -> tuple[int, ...]:
         """(channels, height / factor, width / factor)."""
@@ -85,7 +80,7 @@ class StableDiffusionOutline(PipelineOutline):
         return StableDiffusionModel(self)
 
 
-class StableDiffusionModel(PipelineModel):
+class StableDiffusionModel(LatentModel):
     """Stable Diffusion ready to run. Its pipeline is never changed.
 
     Args:
@@ -95,68 +90,35 @@ class StableDiffusionModel(PipelineModel):
       UsageError, SetupError: if the weights cannot be loaded.
     """
 
+    conditioner: Conditioner
+    parts = ("unet", "vae", "text_encoder", "tokenizer", "image_encoder")
+
     def __init__(self, outline: StableDiffusionOutline) -> None:
-        if outline.source.pipeline is None:
-            # Parts that are not used are not read: their files may be missing.
-            without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
-            pipeline, device = load_pipeline(outline.source, "StableDiffusionPipeline", **without)
-        else:
-            pipeline, device = load_pipeline(outline.source, outline.source.class_name)
-        super().__init__(outline, pipeline, str(device_of(pipeline.unet, device)))
+        # Parts that are not used are not read: their files may be missing.
+        without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False}
+        super().__init__(outline, "StableDiffusionPipeline", "unet", **without)
         self.channels = int(outline.unet["in_channels"])
-        self._dtype = pipeline.unet.dtype  # diffusers walks through all parameters to tell it, which takes a millisecond
-        self._conditioner = Conditioner(pipeline, self.device)
-        vae = pipeline.vae
-        self._vae_device = device_of(vae, device)
-        self._vae = upcast(vae) if needs_upcast(vae) else vae
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Names the weights, configs and adapters: equal fingerprints give equal results on one machine."""
-        parts = {name: getattr(self.pipeline, name) for name in ("unet", "vae", "text_encoder", "tokenizer", "image_encoder")}
-        plan = self.outline.plan
-        return fingerprint(parts, scheduler=plan.config, scheduler_class=plan.class_name)
-
-    def encode(self, conditions: Sequence[Condition], *, guided: bool) -> list[Encoded]:
-        """Encode conditions, in order; with `guided` each gets its unconditional row too.
-
-        A prompt that is too long for the text encoder adds a line to `notices`.
-
-        Raises:
-          UsageError: if the model cannot take a condition.
-        """
-        for condition in conditions:
-            self.check(condition)
-        encoded = self._conditioner.encode(conditions, guided=guided)
-        self.notices = (*self.outline.notices, *self._conditioner.notices)
-        return encoded
+        self.told_scale = outline.told_scale
+        self.conditioner = Conditioner(self.pipeline, self.device, outline.told_scale)
 
     def forward(self, latents: Tensor, timesteps: Tensor, rows: Sequence[Row]) -> Tensor:
         """The UNet's raw output (B, C, h, w), in its dtype, for scaled latents (B, C, h, w) and timesteps (B,) in 0..1000."""
         import torch
 
-        unet = self.pipeline.unet
-        target = {"device": self.device, "dtype": self._dtype}
-        images = [torch.stack([row[key] for row in rows]).to(**target) for key in sorted(rows[0]) if key.startswith(IMAGE)]
-        options = self._conditioner.attention_kwargs(rows[0])
-        with torch.no_grad(), self._conditioner.scale_kept(options.get("scale") if options else None):
-            output: Tensor = unet(
+        target = {"device": self.device, "dtype": self.dtype}
+        images = [self.gathered(rows, key) for key in sorted(rows[0]) if key.startswith(IMAGE)]
+        options = self.conditioner.attention_kwargs(rows[0])
+        with torch.no_grad(), self.conditioner.scale_kept(options.get("scale") if options else None):
+            output: Tensor = self.network(
                 latents.to(**target),
                 timesteps.to(self.device),
-                encoder_hidden_states=torch.stack([row[TEXT] for row in rows]).to(**target),
+                encoder_hidden_states=self.gathered(rows, TEXT),
+                timestep_cond=self.gathered(rows, TOLD) if TOLD in rows[0] else None,
                 cross_attention_kwargs=options,
                 added_cond_kwargs={"image_embeds": images} if images else None,
                 return_dict=False,
             )[0]
         return output[:, : self.channels]
-
-    def decode(self, latents: Tensor) -> Media:
-        """Images (B, 3, H, W), float32 in [0, 1], of clean latents (B, C, h, w)."""
-        return Media(decode(self._vae, latents, self._vae_device))
-
-    def encode_images(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Clean latents (B, C, h, w), float32, of images (B, 3, H, W) in [0, 1], sampled from the VAE's posterior by `noise`."""
-        return encode(self._vae, images, noise, self._vae_device).to(self.device)
 
 
 def _as_pipeline_does(scheduler: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,13 +131,13 @@ def _as_pipeline_does(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return corrected
 
 
-def _check_unet(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
-    channels, latent = _entry(name, "unet", unet, "in_channels"), _entry(name, "vae", vae, "latent_channels")
+def _check_unet(source: Source) -> None:
+    name, unet = source.name, source.config("unet")
+    channels, latent = source.entry("unet", "in_channels"), source.entry("vae", "latent_channels")
     if channels != latent:
         kinds = {9: "an inpainting UNet", 5: "a depth-conditioned UNet", 8: "an image-editing UNet", 7: "an upscaling UNet"}
         raise UsageError(f"{name!r} has {kinds.get(channels, 'a UNet')} with {channels} input channels beside {latent}-channel latents, which is not supported; give a text-to-image Stable Diffusion model")
     wants = {
-        "time_cond_proj_dim": "the guidance scale as an input (a distilled consistency model)",
         "class_embed_type": "a class embedding",
         "num_class_embeds": "a class embedding",
         "addition_embed_type": "further embeddings (an SDXL-type UNet)",
@@ -187,22 +149,16 @@ def _check_unet(name: str, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> N
         raise UsageError(f"the UNet of {name!r} projects its text embeddings ({unet['encoder_hid_dim_type']!r}), which is not supported; give a Stable Diffusion 1.x or 2.x model")
 
 
-def _entry(name: str, component: str, config: Mapping[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise UsageError(f"the {component} config of {name!r} has no {key}; save or download the pipeline again")
-    return config[key]
-
-
-def _sample_size(name: str, unet: Mapping[str, Any]) -> tuple[int, int]:
+def _sample_size(source: Source) -> tuple[int, int]:
     """(height, width) of the latents the UNet was trained on."""
-    size = _entry(name, "unet", unet, "sample_size")
+    size = source.entry("unet", "sample_size")
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _text_layers(source: Source) -> int | None:
     if "text_encoder" not in source.components:
         return None
-    return int(_entry(source.name, "text_encoder", source.config("text_encoder"), "num_hidden_layers"))
+    return int(source.entry("text_encoder", "num_hidden_layers"))
 
 
 def _width(unet: Mapping[str, Any]) -> int:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from tsdiff.diffusion.ip_adapters import IMAGE_OPTIONS, check_image_prompt, image_embeddings
 from tsdiff.diffusion.pipelines import device_of, lora_scales_kept
 from tsdiff.diffusion.quiet import quiet_libraries
 from tsdiff.diffusion.source import unwrapped
+from tsdiff.diffusion.told_guidance import TOLD, refuse_guidance, scale_embedding
 from tsdiff.treesearch.errors import UsageError, unknown_name
 from tsdiff.treesearch.protocols import Condition, Encoded, Row
 
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TENSORS = ("prompt_embeds", "negative_prompt_embeds")
-EXTRAS = ("clip_skip", "cross_attention_kwargs", "ip_adapter_image", "ip_adapter_image_embeds")
+EXTRAS = ("clip_skip", "cross_attention_kwargs", *IMAGE_OPTIONS)
+
+SCALE = "guidance_scale"
+"""An option where the UNet is told a guidance scale."""
 
 TEXT = "encoder_hidden_states"
 IMAGE = "image_embeds"
@@ -34,18 +39,22 @@ class ConditionRules:
       text_layers: layers of its text encoder, None if it has no text encoder.
       width: of a token's embedding.
       ip_adapter: whether an IP adapter is loaded, which then must be given an image.
+      told_scale: the guidance scale that the UNet is usually told instead of being guided, None if it is not told any.
     """
 
     name: str
     text_layers: int | None
     width: int
     ip_adapter: bool
+    told_scale: float | None = None
 
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take a condition (under guidance)."""
+        if guided:
+            refuse_guidance(self.name, self.told_scale)
         if condition.class_label is not None:
             raise UsageError(f"{self.name!r} is conditioned on text, not on classes; leave out class {condition.class_label!r} and give a prompt")
-        for kind, given, known in (("tensor", condition.tensors, TENSORS), ("option", condition.extra, EXTRAS)):
+        for kind, given, known in (("tensor", condition.tensors, TENSORS), ("option", condition.extra, EXTRAS if self.told_scale is None else (*EXTRAS, SCALE))):
             for key in given:
                 if key not in known:
                     raise unknown_name(f"{kind} of a Stable Diffusion condition", key, known)
@@ -60,7 +69,10 @@ class ConditionRules:
         options = condition.extra.get("cross_attention_kwargs")
         if options is not None and not isinstance(options, Mapping):
             raise UsageError(f"cross_attention_kwargs is a {type(options).__name__} but must be a dictionary, e.g. {{'scale': 0.8}}")
-        self._check_images(condition)
+        scale = condition.extra.get(SCALE)
+        if scale is not None and not (type(scale) in (int, float) and 0 <= scale < float("inf")):
+            raise UsageError(f"guidance_scale is {scale!r} but must be a number of at least 0")
+        check_image_prompt(self.name, condition.extra, adapter=self.ip_adapter)
 
     def _check_without_encoder(self, condition: Condition, *, guided: bool) -> None:
         if "prompt_embeds" not in condition.tensors:
@@ -72,17 +84,6 @@ class ConditionRules:
         if condition.extra.get("clip_skip") is not None:
             raise UsageError(f"clip_skip needs a text encoder, and {self.name!r} has none; leave it out")
 
-    def _check_images(self, condition: Condition) -> None:
-        image, embeds = (condition.extra.get(key) for key in ("ip_adapter_image", "ip_adapter_image_embeds"))
-        if image is not None and embeds is not None:
-            raise UsageError("ip_adapter_image and ip_adapter_image_embeds are both given; leave out one of them")
-        if self.ip_adapter and image is None and embeds is None:
-            raise UsageError("an IP adapter is loaded, so every condition needs ip_adapter_image or ip_adapter_image_embeds; give one, or call `pipe.unload_ip_adapter()` before")
-        if not self.ip_adapter and not (image is None and embeds is None):
-            raise UsageError(f"{self.name!r} has no IP adapter for an image to go to; load one with `pipe.load_ip_adapter(...)` and hand over the pipeline object")
-        if embeds is not None and not (isinstance(embeds, list) and embeds and all(tensor.ndim in (3, 4) for tensor in embeds)):
-            raise UsageError("ip_adapter_image_embeds must be a list with one tensor (2, images, ...) for each IP adapter, the negative embedding first")
-
 
 class Conditioner:
     """Encodes conditions one prompt a call, so that an embedding never depends on its neighbours.
@@ -90,14 +91,16 @@ class Conditioner:
     Args:
       pipeline: whose text encoder and IP adapters are used; nothing of it stays changed.
       device: where rows are put.
+      told_scale: the guidance scale that the UNet is usually told, None if it is not told any.
 
     Attributes:
       notices: a line for each prompt that was too long.
     """
 
-    def __init__(self, pipeline: Any, device: str) -> None:
+    def __init__(self, pipeline: Any, device: str, told_scale: float | None = None) -> None:
         self.pipeline = pipeline
         self.device = device
+        self.told_scale = told_scale
         self.notices: list[str] = []
         self._kwargs: list[dict[str, Any]] = []
         # Weak, so that an embedding lives as long as a search uses it: a thousand trees hold one negative prompt.
@@ -106,8 +109,9 @@ class Conditioner:
     def encode(self, conditions: Sequence[Condition], *, guided: bool) -> list[Encoded]:
         """The rows of conditions, in order; equal prompts share their tensors, also with earlier calls still in use.
 
-        Row tensors: `encoder_hidden_states` (tokens, width); `image_embeds.I` (images, ...) for the I-th IP adapter; and
-        `cross_attention_kwargs`, a CPU integer that `attention_kwargs` takes.
+        Row tensors: `encoder_hidden_states` (tokens, width); `image_embeds.I` (images, ...) for the I-th IP adapter;
+        `timestep_cond` (width,) if the UNet is told a guidance scale; and `cross_attention_kwargs`, a CPU integer that
+        `attention_kwargs` takes.
         """
         import torch
 
@@ -139,10 +143,13 @@ class Conditioner:
             uncond[TEXT] = self._text(condition.negative_prompt, tensors.get("negative_prompt_embeds"), None, scale)
             if cond[TEXT].shape != uncond[TEXT].shape:
                 raise UsageError(f"the prompt's embedding has shape {tuple(cond[TEXT].shape)} and the negative prompt's {tuple(uncond[TEXT].shape)}, but they must agree; give negative_prompt_embeds of the same length")
-        for index, (negative, positive) in enumerate(self._images(condition, guided, memo)):
+        for index, (negative, positive) in enumerate(image_embeddings(self.pipeline, condition.extra, self.device, memo, guided=guided)):
             cond[f"{IMAGE}.{index}"] = positive
             if guided:
                 uncond[f"{IMAGE}.{index}"] = negative
+        if self.told_scale is not None:
+            told = self.told_scale if condition.extra.get(SCALE) is None else condition.extra[SCALE]
+            cond[TOLD] = scale_embedding(self.pipeline, told, self.pipeline.unet.config.time_cond_proj_dim, self.device)
         bucket: tuple[Hashable, ...] = ("stable-diffusion", *sorted((key, tuple(tensor.shape)) for key, tensor in cond.items()))
         if options:
             number = self._number(dict(options))
@@ -178,26 +185,6 @@ class Conditioner:
             notice = f"prompt {prompt[:40]!r}... is {dropped} tokens longer than the {limit} that the text encoder reads; its last {dropped} tokens are dropped"
             if notice not in self.notices:
                 self.notices.append(notice)
-
-    def _images(self, condition: Condition, guided: bool, memo: dict[Hashable, Any]) -> list[tuple[Tensor, Tensor]]:
-        """(negative, positive) embeddings for each IP adapter; they are one and the same without guidance."""
-        image, embeds = (condition.extra.get(key) for key in ("ip_adapter_image", "ip_adapter_image_embeds"))
-        if image is None and embeds is None:
-            return []
-        key = ("images", id(image), id(embeds))
-        if key not in memo:
-            adapters = len(self.pipeline.unet.encoder_hid_proj.image_projection_layers)
-            given = embeds if embeds is not None else image if isinstance(image, list) else [image]
-            if len(given) != adapters:
-                raise UsageError(f"{len(given)} images are given for {adapters} IP adapters; give a list with one for each")
-            if embeds is not None:
-                if guided and any(tensor.shape[0] != 2 for tensor in embeds):
-                    raise UsageError("under guidance each of ip_adapter_image_embeds needs shape (2, images, ...), the negative embedding first")
-                embeds = [tensor if guided else tensor[-1:] for tensor in embeds]
-            batches = self.pipeline.prepare_ip_adapter_image_embeds(image, embeds, self.device, 1, guided)
-            memo[key] = [(batch[0].to(self.device), batch[-1].to(self.device)) for batch in batches]
-        found: list[tuple[Tensor, Tensor]] = memo[key]
-        return found
 
     def _number(self, options: dict[str, Any]) -> int:
         """The place of `cross_attention_kwargs` in our list; equal plain values share one, tensors are told by identity."""

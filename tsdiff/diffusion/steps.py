@@ -137,6 +137,13 @@ def _ddpm(tables: Tables, solver: SolverInfo, level: int, to: int, history: int)
     return _floats(of_x0, of_x, std)
 
 
+def _lcm(tables: Tables, solver: SolverInfo, level: int, to: int, history: int) -> tuple[float, ...]:
+    """Weights of x0 and x in the consistency function, which is x itself at time 0 (data scale 0.5); then alpha and z's."""
+    end = _scalar(tables.end(level, to))
+    time = _scalar(tables.schedule.timesteps[level]) * tables.time_scaling
+    return _floats(time / (time**2 + 0.25) ** 0.5, 0.25 / (time**2 + 0.25), end**0.5, (1 - end) ** 0.5)
+
+
 def _euler(tables: Tables, solver: SolverInfo, level: int, to: int, history: int) -> tuple[float, ...]:
     return _floats(_scalar(tables.end(level, to)) - _scalar(tables.grid[level]))
 
@@ -220,6 +227,11 @@ def _to_posterior(batch: Batch) -> Tensor:
     return _with_noise(of_x0 * batch.x0 + of_x * batch.x, std, batch.noise)
 
 
+def _to_consistency(batch: Batch) -> Tensor:
+    of_x0, of_x, alpha, std = batch.columns
+    return _with_noise(alpha * (of_x0 * batch.x0 + of_x * batch.x), std, batch.noise)
+
+
 def _along_derivative(batch: Batch) -> Tensor:
     moved = batch.x + derivative(batch.x, batch.x0, batch.sigma) * batch.columns[0]
     return moved if batch.noise is None else moved + batch.noise * batch.columns[1]
@@ -249,6 +261,7 @@ def derivative(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
 STEPS: dict[str, Step] = {
     "ddim": Step(_ddim, _to_estimates),
     "ddpm": Step(_ddpm, _to_posterior),
+    "lcm": Step(_lcm, _to_consistency),
     "euler": Step(_euler, _along_derivative),
     "euler-ancestral": Step(_euler_ancestral, _along_derivative),
     "heun": Step(_euler, _along_derivative),  # its predictor; the corrector is in the sampler

@@ -8,7 +8,7 @@ A grid holds one float32 value a level; what it means is the `family`:
 
 | family | grid value | alpha | sigma | latents of |
 | --- | --- | --- | --- | --- |
-| abar | cumulative alpha | sqrt(abar) | sqrt(1 - abar) | ddim, ddpm |
+| abar | cumulative alpha | sqrt(abar) | sqrt(1 - abar) | ddim, ddpm, lcm |
 | ve | s | 1 | s | euler, euler-ancestral, heun |
 | ratio | s | 1 / sqrt(s^2 + 1) | s / sqrt(s^2 + 1) | dpm++ |
 | flow | s | 1 - s | s | flow-* (and dpm++ on flow sigmas) |
@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class Tables:
       clip: bound on |x0|, or None.
       variance: DDPM's choice of variance, as in diffusers.
       second_order: the flavour of DPM-Solver++'s second order, "midpoint" or "heun".
+      time_scaling: how fast the consistency function of lcm turns away from x with the timestep.
       first_order_last: whether DPM-Solver++ takes the step to level T at first order.
     """
 
@@ -84,6 +86,7 @@ class Tables:
     variance: str = "fixed_small"
     second_order: str = "midpoint"
     first_order_last: bool = True
+    time_scaling: float = 10.0
 
     def end(self, level: int, to: int) -> float:
         """The grid value on which a step lands: the scheduler's own rule for neighbours, the grid for longer steps."""
@@ -130,6 +133,7 @@ def _tables(
 _SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
+    "lcm": "LCMScheduler",
     "euler": "EulerDiscreteScheduler",
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
@@ -177,6 +181,9 @@ def scheduler_tables(
             raise UsageError(
                 f"the number of steps is {num_steps} but the model was trained on {trained} timesteps; ask for at most {trained}"
             )
+        distilled = int(scheduler.config.get("original_inference_steps", trained))
+        if num_steps > distilled:
+            raise UsageError(f"the number of steps is {num_steps} but solver {solver.name!r} has the {distilled} timesteps of a model's distillation; ask for at most {distilled}")
         if solver.kind == "flow":
             scheduler.set_timesteps(num_steps, sigmas=None if sigmas is None else list(sigmas), mu=mu)
         elif sigmas is not None or mu is not None:
@@ -253,14 +260,15 @@ def _abar_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
         grid = [*nominal, final]
         landing = [nominal[0], *(abar[step - stride] if step >= stride else final for step in steps)]
     else:
-        grid = landing = [*nominal, scheduler.one]
+        grid = landing = [*nominal, abar.new_ones(())]
     if grid[0] <= 0.0 and options.prediction_type == "epsilon":
         raise UsageError(
             "the first level has zero SNR (rescale_betas_zero_snr), where an epsilon prediction says nothing of x0; use leading spacing"
         )
     clip = float(options.clip_sample_range) if options.clip_sample else None
     variance = str(options.get("variance_type") or "fixed_small")
-    return _tables(solver.kind, "abar", grid, steps, origin, landing=landing, clip=clip, variance=variance)
+    more = {"time_scaling": float(options.timestep_scaling)} if solver.name == "lcm" else {}
+    return _tables(solver.kind, "abar", grid, steps, origin, landing=landing, clip=clip, variance=variance, **more)
 
 
 def _sigma_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
@@ -284,6 +292,8 @@ def _sigma_tables(scheduler: Any, solver: SolverInfo, origin: Any) -> Tables:
 
 
 def _check_grid(tables: Tables, num_steps: int, trained: int) -> None:
+    if any(math.isnan(value) for value in tables.grid):
+        raise UsageError(f"{num_steps} steps leave a level without a noise scale under this scheduler's config; ask for more steps")
     snrs = tables.schedule.log_snrs
     falls = any(later <= earlier for earlier, later in pairwise(snrs[:-1])) or snrs[-1] < snrs[-2]
     beyond = tables.family != "flow" and max(tables.schedule.timesteps) > trained - 1

@@ -16,7 +16,7 @@ def decode(vae: Any, latents: Tensor, device: torch.device) -> Tensor:
     import torch
 
     with torch.no_grad():
-        scaled = latents.to(device=device, dtype=torch.float32) / vae.config.scaling_factor
+        scaled = latents.to(device=device, dtype=torch.float32) / vae.config.scaling_factor + _shift(vae)
         images: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
@@ -36,8 +36,13 @@ def encode(vae: Any, images: Tensor, noise: Tensor, device: torch.device) -> Ten
             latents: Tensor = posterior.mean.float() + posterior.std.float() * noise.to(device=device, dtype=torch.float32)
         else:
             latents = encoded.latents.float()
-        clean: Tensor = latents * vae.config.scaling_factor
+        clean: Tensor = (latents - _shift(vae)) * vae.config.scaling_factor
         return clean
+
+
+def _shift(vae: Any) -> float:
+    """The mean that an autoencoder's latents are freed from before they are scaled."""
+    return vae.config.get("shift_factor") or 0.0
 
 
 def needs_upcast(vae: Any) -> bool:

@@ -65,6 +65,7 @@ from tsdiff.treesearch.protocols import (
     Setting,
     Size,
     StepState,
+    ToldOutline,
     TreeView,
     Verifier,
 )
@@ -123,6 +124,7 @@ __all__ = [
     "Spend",
     "Start",
     "StepState",
+    "ToldOutline",
     "TreeView",
     "TsdiffError",
     "UsageError",

@@ -43,11 +43,14 @@ class Written:
     image: Image | None = None
 
 
-def write_arguments(arguments: Mapping[str, Any], image: Image | None) -> Written:
-    """Arguments of `prepare`; `image` is the initial image, already of the search's size."""
+def write_arguments(arguments: Mapping[str, Any], image: Image | None, defaults: Mapping[str, Any] | None = None) -> Written:
+    """Arguments of `prepare`, without those that are `defaults` (None takes its own).
+
+    `image` is the initial image, already of the search's size.
+    """
     from tsdiff.treesearch.plan import prepare
 
-    defaults = prepare.__kwdefaults__ or {}
+    defaults = prepare.__kwdefaults__ or {} if defaults is None else defaults
     written = Written({}, image=image)
     for name, value in arguments.items():
         if name in OWN or (name in defaults and _same(value, defaults[name])):

@@ -39,6 +39,13 @@ DEFAULT_ROWS = 16
 """Rows of a network call where they were not measured."""
 
 
+VERIFY_ROWS = 16
+"""Rows of a verifier call where they were not measured."""
+
+MEASURED_WAITING = 64
+"""A verifier on an accelerator is worth measuring once as many candidates wait for it; on a CPU larger batches gain nothing."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How the engine may use the machine.
@@ -46,7 +53,8 @@ class Limits:
     Attributes:
       deterministic: one fixed row count for every call, never calibrated; out of memory is an error.
       network, decode, verify: rows a call at most (and, when deterministic, exactly). `network` None is
-        `DETERMINISTIC_ROWS` then, and otherwise calibrated: the smallest batch within 95 % of the best throughput.
+        `DETERMINISTIC_ROWS` then, and otherwise calibrated: the smallest batch within 95 % of the best throughput. So is each verifier's on an accelerator, if `verify`
+        is what it is by default; what runs out of memory shrinks for that verifier alone.
       host_bytes, device_bytes: memory for latents before the least recently used move out.
       seconds: no request is granted after this long; None for no limit.
     """
@@ -54,7 +62,7 @@ class Limits:
     deterministic: bool = False
     network: int | None = None
     decode: int = 8
-    verify: int = 16
+    verify: int = VERIFY_ROWS
     host_bytes: int = 4 << 30
     device_bytes: int = 4 << 30
     seconds: float | None = None
@@ -116,7 +124,7 @@ class Batches:
         self.decodes: dict[Hashable, deque[Decode]] = {}
         self.judgements: dict[int, deque[Judgement]] = {}
         self.decode_limit = limits.decode
-        self.verify_limit = limits.verify
+        self.verify_limits: dict[int, int] = {}  # by the verifier's id
         self.answers: queue.SimpleQueue[tuple[Callable[[Value], None], Value]] = queue.SimpleQueue()
         self.unanswered = 0
         self._order = count()
@@ -158,13 +166,16 @@ class Batches:
         for bucket in self.buckets.values():
             if bucket.rows and bucket.limit is None:
                 self._calibrate(bucket)
+        for judgements in self.judgements.values():
+            if len(judgements) >= MEASURED_WAITING:
+                self._measure(judgements[0])
         ready: list[tuple[float, int, Callable[[], None]]] = []
         for bucket in self.buckets.values():
             ready.append((len(bucket.rows) / (bucket.limit or 1), 2, lambda bucket=bucket: self._evaluate(bucket)))  # type: ignore[misc]
         for decodes in self.decodes.values():
             ready.append((len(decodes) / self.decode_limit, 1, lambda decodes=decodes: self._decode(_take(decodes, self.decode_limit))))  # type: ignore[misc]
-        for judgements in self.judgements.values():
-            ready.append((len(judgements) / self.verify_limit, 0, lambda judgements=judgements: self._verify(judgements)))  # type: ignore[misc]
+        for judgements in filter(None, self.judgements.values()):
+            ready.append((len(judgements) / self._verify_rows(judgements[0].verifier), 0, lambda judgements=judgements: self._verify(judgements)))  # type: ignore[misc]
         fullness, _, launch = max(ready, default=(0.0, 0, None), key=lambda entry: entry[:2])
         if launch is None or fullness == 0.0 or (full and fullness < 1.0):
             return False
@@ -189,6 +200,29 @@ class Batches:
             except Exception as error:  # of the row that was measured: its own evaluation will tell, and fail its node only
                 log.debug("calibration failed", exc_info=error)
                 bucket.limit = DEFAULT_ROWS
+
+    def _verify_rows(self, verifier: Verifier) -> int:
+        """Rows of a call of a verifier, at most."""
+        return self.verify_limits.get(id(verifier), self.limits.verify)
+
+    def _measure(self, item: Judgement) -> None:
+        """Find a verifier's best batch, by one candidate many times; no answer is kept and nothing is counted."""
+        verifier, row = item.verifier, item.candidates[0]
+        own = getattr(verifier, "device", "auto")
+        device = own if isinstance(own, str) and own != "auto" else self.device
+        fixed = self.limits.deterministic or self.limits.verify != VERIFY_ROWS or id(verifier) in self.verify_limits
+        if fixed or device == "cpu" or verifier.scope == "set" or verifier.latency == "pending":
+            return
+
+        def call(rows: int) -> None:
+            verifier.score(CandidateBatch([row] * rows))
+
+        with self.timed("calibrate"):
+            try:
+                self.verify_limits[id(verifier)] = calibrate(call, device=device)
+            except Exception as error:  # of the row that was measured: its own judgement will tell
+                log.debug("calibration of %s failed", verifier.name, exc_info=error)
+                self.verify_limits[id(verifier)] = VERIFY_ROWS
 
     def _evaluate(self, bucket: Bucket) -> None:
         """One network call, and what follows from the evaluations that it completes."""
@@ -262,7 +296,7 @@ class Batches:
     def _verify(self, waiting: deque[Judgement]) -> None:
         """One verifier call: a batch of rows, or one whole set."""
         verifier = waiting[0].verifier
-        items = [waiting.popleft()] if verifier.scope == "set" else _take(waiting, self.verify_limit)
+        items = [waiting.popleft()] if verifier.scope == "set" else _take(waiting, self._verify_rows(verifier))
         for item in items:
             for candidate in item.candidates:
                 candidate.run.tree.ledger.verifier_calls[verifier.name] += 1
@@ -281,7 +315,7 @@ class Batches:
             return [[next(shares) for _ in item.candidates] for item in batch]
 
         def shrink(size: int) -> None:
-            self.verify_limit = size
+            self.verify_limits[id(verifier)] = size
 
         with self.timed("verify"):
             results = self._attempt(f"verifier {verifier.name}", items, call, shrink)

@@ -8,29 +8,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.arguments import IMAGE, INPUTS, Written, object_in, write_arguments
 from tsdiff.treesearch.disk import LOCAL, Disk, told
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.history import Origin
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.plan import Plan
 from tsdiff.treesearch.protocols import Allocator
+from tsdiff.treesearch.rebuild import rebuild
 from tsdiff.treesearch.results import Failure
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import different, discard_segments
-from tsdiff.treesearch.runfolder import FORMAT, environment, read_json, slug, write_image, write_json, write_latents
+from tsdiff.treesearch.runfolder import (
+    FORMAT,
+    INDEX,
+    LOCK,
+    RUN,
+    environment,
+    read_json,
+    slug,
+    write_image,
+    write_json,
+    write_latents,
+)
 from tsdiff.treesearch.strictjson import decode, encode
+from tsdiff.treesearch.summary import write_summary
+from tsdiff.treesearch.tree import Tree
 
 if TYPE_CHECKING:
     from tsdiff.treesearch.results import Result
 
-RUN, INDEX, LOCK = "run.json", "index.json", "lock"
-
-FREE = frozenset({"model", "prompts", "seeds", "runs", "nfe_upper", "rows_upper", "calibration_cost", "notices", "rows_per_call", "seconds_limit"})
-"""Resolved options that may differ between the parts of a run: how much is done at once, and beside what."""
+FREE = frozenset({"model", "prompts", "seeds", "runs", "nfe_upper", "rows_upper", "calibration_cost", "notices", "rows_per_call", "seconds_limit", "previews", "metadata"})
+"""Resolved options that may differ between the parts of a run: how much is done at once, beside what, and shown how."""
 
 MACHINE = ("packages", "cpu_capability", "threads", "gpu")
 """Of the environment, what deterministic bytes depend on."""
@@ -57,6 +71,7 @@ class RunFolders:
         self.fingerprint = fingerprint
         self._written = write_arguments(plan.arguments, plan.image)
         self._open: set[Place] = set()
+        self._names: dict[Place, str] = {}
 
     def path(self, place: Place) -> Path:
         """The run folder of a prompt and a seed."""
@@ -82,7 +97,7 @@ class RunFolders:
         if known is None:
             self._inputs(folder, self._arguments(place))
             self._run(place, {"status": "running"})
-        run.done = known == "done"
+        run.done = known == "done" or expansions(folder) != []
         return folder
 
     def opened(self, run: Run) -> None:
@@ -95,7 +110,7 @@ class RunFolders:
 
     def about(self, run: Run) -> dict[str, Any]:
         """What a journal says of its run: everything that its bytes follow from."""
-        return self._about(self.places[id(run)])
+        return about_run(self.plan, self.places[id(run)], self.fingerprint, self.environment)
 
     def finish(self, place: Place, outcome: Result | Failure) -> None:
         """Write what came of a run; the tensors of one that is done are not needed any more."""
@@ -104,7 +119,20 @@ class RunFolders:
         if isinstance(outcome, Failure):
             self._run(place, {"status": "failed", "error": outcome.message})
         else:
-            outcome.write(folder, facts=self._facts(place), disk=self.disk)
+            facts = self._facts(place)
+            outcome.write(folder, origin=origin_of(folder, facts), facts=facts, disk=self.disk)
+            self.tidy(place)
+
+    def found(self, place: Place, result: Result) -> None:
+        """All of a run was written before; where it was expanded since, its result is that of all its drivers."""
+        folder = self.path(place)
+        if expansions(folder):
+            tree = Tree(result.tree.schedule, result.tree.solver, result.tree.condition, seed=result.seed, verifier=result.tree.verifier)
+            rebuilt = rebuild(folder, tree)
+            result.tree.ledger = tree.ledger  # of all drivers, for the engine's books
+            result.tree, result.node, result.drivers = tree, rebuilt.best() or result.node, expansions(folder)
+        result.found(folder)
+        if status(folder) == "done":
             self.tidy(place)
 
     def tidy(self, place: Place) -> None:
@@ -112,7 +140,9 @@ class RunFolders:
         discard_segments(self.path(place), self.disk)
 
     def finish_all(self, facts: Mapping[str, Any]) -> None:
-        """Write the index of the whole search."""
+        """Write the index of the whole search, and the table of its runs."""
+        places = [(c, s) for c in range(len(self.plan.conditions)) for s in range(len(self.plan.seeds))]
+        write_summary(self.folder, [self.path(place) for place in places], disk=self.disk)
         self._index(facts)
 
     def interrupt(self) -> None:
@@ -151,24 +181,36 @@ class RunFolders:
         condition, seed = plan.conditions[place[0]], plan.seeds[place[1]]
         data = self._arguments(place).data
         options = plan.to_json() | {"typed": dict(plan.typed), "environment": self.environment}
-        facts = {"format": FORMAT, "status": "", "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
-        return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan)}
+        facts = {"format": FORMAT, "status": "", "name": self._name(place), "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
+        tree = Tree(plan.schedule, plan.solver, condition, seed=seed, verifier=plan.verifiers[0].name)
+        relative = plan.verifiers[0].scope == "set"
+        return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan), "relative": relative, "tree": tree.head()}
 
-    def _about(self, place: Place) -> dict[str, Any]:
-        plan = self.plan
-        condition, seed = plan.conditions[place[0]], plan.seeds[place[1]]
-        about = {
-            "prompt": condition.label,
-            "seed": seed,
-            "options": lasting(plan.to_json()),
-            "fingerprint": self.fingerprint,
-            "inputs": _digest(plan, condition),
-            "baseline": plan.baseline_cost is not None,
-        }
-        if plan.limits.deterministic:
-            about["machine"] = {name: self.environment[name] for name in MACHINE}
-        normal: dict[str, Any] = decode(encode(about))  # type: ignore[assignment]
-        return normal
+    def _name(self, place: Place) -> str:
+        """What a run folder was called when it was begun, also after it has been moved."""
+        if place not in self._names:
+            path = self.path(place)
+            known = read_json(path / RUN).get("name") if (path / RUN).exists() else None
+            own = path.name if self.plan.num_runs == 1 else f"{self.folder.name}/{path.name}"
+            self._names[place] = known if isinstance(known, str) else own
+        return self._names[place]
+
+
+def about_run(plan: Plan, place: Place, fingerprint: str, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the bytes of a run follow from, as strict JSON."""
+    condition, seed = plan.conditions[place[0]], plan.seeds[place[1]]
+    about = {
+        "prompt": condition.label,
+        "seed": seed,
+        "options": lasting(plan.to_json()),
+        "fingerprint": fingerprint,
+        "inputs": _digest(plan, condition),
+        "baseline": plan.baseline_cost is not None,
+    }
+    if plan.limits.deterministic:
+        about["machine"] = {name: environment[name] for name in MACHINE}
+    normal: dict[str, Any] = decode(encode(about))  # type: ignore[assignment]
+    return normal
 
 
 def lasting(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +235,18 @@ def status(folder: Path) -> str | None:
     return word if isinstance(word, str) else None
 
 
-CHANGEABLE = ("max_batch", "memory_limit", "seconds")
+def expansions(folder: Path) -> list[dict[str, Any]]:
+    """What `run.json` says of a run's drivers, the search itself first; empty where the run was never expanded."""
+    path = folder / RUN
+    return list(read_json(path).get("drivers", ())) if path.exists() else []
+
+
+def unfinished_expansion(folder: Path) -> bool:
+    """Whether a run's last expansion has not come to its end."""
+    return any(driver["status"] != "done" for driver in expansions(folder)[-1:])
+
+
+CHANGEABLE = ("max_batch", "memory_limit", "seconds", "previews", "metadata")
 """Arguments that may change while a run lasts."""
 
 
@@ -212,7 +265,7 @@ def unfinished(plan: Plan) -> Path | None:
         except UsageError:  # of another run, and nothing that this one needs
             continue
         arguments, known = facts.get("arguments"), facts.get("options")
-        if facts.get("status") not in ("running", "interrupted") or not isinstance(arguments, dict) or not isinstance(known, dict):
+        if facts.get("status") not in ("running", "interrupted") or facts.get("drivers") or not isinstance(arguments, dict) or not isinstance(known, dict):
             continue
         if _equal(_lasting(arguments), wanted) and _equal(lasting(known), options) and (plan.image is None or _same_image(folder / IMAGE, plan.image)):
             return folder
@@ -221,6 +274,11 @@ def unfinished(plan: Plan) -> Path | None:
 
 def _equal(known: Any, now: Any) -> bool:
     return not different(known, json.loads(json.dumps(now)))
+
+
+def origin_of(folder: Path, facts: Mapping[str, Any]) -> Origin:
+    """What images of a run say of where they come from; `facts` is its `run.json`."""
+    return Origin(lasting(facts["options"]), _lasting(facts["arguments"]), facts["fingerprint"], facts.get("name", folder.name))
 
 
 def _lasting(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,6 +297,25 @@ def require_same(known: Mapping[str, Any], plan: Plan, folder: Path) -> None:
     changed = different(lasting(known), lasting(json.loads(json.dumps(plan.to_json()))))
     if changed:
         raise UsageError(f"{str(folder)!r} cannot be continued with other options: {changed}; leave them as they were, or start a new search")
+
+
+@contextmanager
+def same_machine(known: Mapping[str, Any], folder: Path) -> Iterator[None]:
+    """Deterministic bytes need the same libraries, kernels and number of threads, which is set."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if isinstance(known.get("threads"), int):
+        torch.set_num_threads(known["threads"])
+    try:
+        now = environment()
+        before, after = ({name: facts.get(name) for name in MACHINE} for facts in (known, now))
+        changed = different(before, after)
+        if changed:
+            raise UsageError(f"{str(folder)!r} is deterministic and can be continued only where it was begun: {changed}")
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _digest(plan: Plan, condition: Any) -> str:

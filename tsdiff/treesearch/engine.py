@@ -287,9 +287,9 @@ class Engine:
                 self._end(run)
                 return
         if run.finishing:
-            failed = [n.index for n in run.tree.nodes if n.failed]
+            failed = [n.index for n in run.nodes if n.failed]
             # The causes, in order; what failed after a failed parent explains nothing.
-            reasons = list(dict.fromkeys(n.reason for n in run.tree.nodes if n.reason and not (n.parent is not None and n.parent.failed)))
+            reasons = list(dict.fromkeys(n.reason for n in run.nodes if n.reason and not (n.parent is not None and n.parent.failed)))
             self._end(run, run.mistake or SearchFailed(f"no sample could be finished: nodes {failed[:8]} failed ({'; '.join(reasons[:3]) or 'none was left to grow'})"))
             return
         self._finish(run)
@@ -327,8 +327,10 @@ class Engine:
         def keep(pixels: Tensor | None, reason: str | None) -> None:
             if pixels is not None:
                 run.picture = (node, pixels.cpu())
+                with self.timed("previews"):
+                    self.recorder.decoded(run, node, pixels)
             else:
-                node.note = {**node.note, "image": reason}
+                run.tree.note(node, image=reason)
 
         decodes = run.tree.ledger.decodes
         self.batches.decode_now(Decode(run, model, self.store.get(run.key("node", node.index))["latent"], keep))

@@ -15,6 +15,7 @@ from tsdiff.treesearch.growth import Growth
 from tsdiff.treesearch.moves import DenoiseHandler, DrawHandler, PerturbHandler, RenoiseHandler, StartHandler
 from tsdiff.treesearch.quote import Quote
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Perturb, Release, Renoise, Request, Score, Start
+from tsdiff.treesearch.restore import Restore, RestoreHandler
 from tsdiff.treesearch.run import Group, Run
 from tsdiff.treesearch.scoring import ScoreHandler
 
@@ -52,6 +53,7 @@ HANDLERS: dict[type[Any], Handler] = {
     Score: ScoreHandler(),
     Release: ReleaseHandler(),
     Await: AwaitHandler(),  # of the trees of a forest; policies cannot make one
+    Restore: RestoreHandler(),  # of later drivers
 }
 
 

@@ -1,6 +1,6 @@
 """The journal of a run: an append-only file of strict-JSON lines that survives whatever happens while it is written.
 
-    {"journal":"tsdiff","version":1,"about":{...},"crc32":"89abcdef"}
+    {"journal":"tsdiff","version":2,"about":{...},"crc32":"89abcdef"}
     {"line":1,"group":1,"left":1,"record":{...},"crc32":"01234567"}
     {"line":2,"group":1,"left":0,"record":{...},"crc32":"12345678"}
 
@@ -30,7 +30,13 @@ from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.lines import FIRST, MAX_LINE, intact, read_first, read_line, write_first, write_group
 from tsdiff.treesearch.node import Json
 
-UPGRADES: tuple[Callable[[Json], Json], ...] = ()
+
+def _same(record: Json) -> Json:
+    """Version 2 has one more kind of record, by which a tree goes on after its end; those of version 1 mean what they meant."""
+    return record
+
+
+UPGRADES: tuple[Callable[[Json], Json], ...] = (_same,)
 """Step i turns a record of format version i + 1 into one of version i + 2."""
 
 _CHUNK = 1 << 20

@@ -98,7 +98,7 @@ class EngineLedger:
       lost: rows whose results an interruption lost, recomputed by a resume.
       lost_decodes: pictures that an interruption lost, decoded again by a resume; not on any tree's ledger either.
       batches: network calls.
-      seconds: wall time by stage, without overlap: "network", "step", "noise", "decode", "verify", "encode", "policy", "store", "calibrate".
+      seconds: wall time by stage, without overlap: "network", "step", "noise", "decode", "verify", "encode", "policy", "store", "previews", "calibrate".
       peak_memory: bytes, by "host" and "device".
     """
 

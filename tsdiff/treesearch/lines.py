@@ -1,6 +1,6 @@
 """The lines of a journal: how one is written, and what makes it intact.
 
-    {"journal":"tsdiff","version":1,"about":{...},"crc32":"89abcdef"}
+    {"journal":"tsdiff","version":2,"about":{...},"crc32":"89abcdef"}
     {"line":1,"group":1,"left":0,"record":{...},"crc32":"01234567"}
 
 A line has exactly one right spelling. `crc32` is the CRC-32 of all bytes before `,"crc32"` in eight lower-case digits, so

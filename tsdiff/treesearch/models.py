@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,6 +46,7 @@ def resolve_model(reference: ModelReference, options: LoadOptions | None = None)
     text = os.fspath(reference)
     name = split_reference(text)[0]
     if isinstance(reference, str) and name != PIPELINES and name in models:
+        _refuse_lora(f"model {name!r}", options)
         outline: ModelOutline = models.load(name)(text, options)
         return outline
     if text and Path(text).expanduser().exists():
@@ -75,5 +77,16 @@ def _loaded(reference: Any, options: LoadOptions) -> ModelOutline:
         raise UsageError(f"a {type(reference).__name__} object is not a model; give a name, a folder, a hub id 'org/name', a pipeline of diffusers or a loaded model")
     if options.device != "auto" or options.dtype != "auto":
         raise UsageError("a loaded model keeps its device and dtype; leave device and dtype at 'auto'")
+    _refuse_lora("a loaded model", options)
     outline: ModelOutline = reference
     return outline
+
+
+def _refuse_lora(whose: str, options: LoadOptions) -> None:
+    if options.lora:
+        raise UsageError(f"lora is {options.lora[0]!r} but {whose} takes none; lora is for folders and hub ids of diffusers pipelines")
+
+
+def file_names(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """One or several paths as strings."""
+    return tuple(os.fspath(path) for path in ([given] if isinstance(given, (str, os.PathLike)) else given))

@@ -6,7 +6,7 @@ Nodes are made when a request begins, in request order, so that their indices do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
@@ -16,34 +16,44 @@ from tsdiff.treesearch.noise import Fresh, Recipe, Torch, derive, move_noise
 from tsdiff.treesearch.protocols import Sampler
 from tsdiff.treesearch.quote import Quote
 from tsdiff.treesearch.requests import Denoise, Draw, Perturb, Renoise, Start
-from tsdiff.treesearch.run import Group, Run
+from tsdiff.treesearch.run import Group, Launch, Run
 from tsdiff.treesearch.work import Chain, Estimate
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tsdiff.treesearch.noise import Array
 
 
 # Roots ---------------------------------------------------------------------------------------------------------------
 
 
 class DrawHandler:
-    """New roots at level 0."""
+    """New roots at level 0; of a later driver of a tree, re-noised copies of the node that it begins at."""
 
     def check(self, run: Run, request: Draw) -> None:
         for offset, recipe in enumerate(self._recipes(run, request)):
             run.require_noise(recipe, request)
-            if isinstance(recipe, Torch) and len(run.tree.roots) + offset:
+            if isinstance(recipe, Torch) and (run.launch is not None or len(run.roots) + offset):
                 raise UsageError("Draw: torch's own noise is for root 0 only; use Fresh(index)")
 
     def price(self, quote: Quote, request: Draw) -> None:
-        for _ in range(request.count):
-            quote.create(0)
+        launch = quote.run.launch
+        for _ in range(request.count if launch is None or launch.level < launch.node.level else 0):
+            quote.create(quote.run.first_level)
 
     def begin(self, growth: Growth, group: Group, request: Draw) -> None:
         run = group.run
+        group.reply = lambda: group.nodes
+        if run.launch is not None and run.launch.level == run.launch.node.level:
+            group.nodes.extend([run.launch.node] * request.count)
+            return
         with growth.timed("noise"):
             recipes = self._recipes(run, request)
             arrays = [run.realize(recipe) for recipe in recipes]
+        if run.launch is not None:
+            self._copies(growth, group, run.launch, recipes, [growth.to_device(array) for array in arrays])
+            return
         sampler = run.bindings[None].sampler(run.tree)
         for recipe, array in zip(recipes, arrays, strict=True):
             node = run.tree.add_root(Move("draw", (0,), noise=recipe))
@@ -52,11 +62,29 @@ class DrawHandler:
             latent = sampler.draw(noise[None], None if run.origin is None else run.origin[None])[0]
             run.settle(node, {"latent": latent}, arrived=False)
             group.nodes.append(node)
-        group.reply = lambda: group.nodes
+
+    @staticmethod
+    def _copies(growth: Growth, group: Group, launch: Launch, recipes: Sequence[Recipe], noises: Sequence[Tensor]) -> None:
+        """A later driver's first nodes: its stream of the node that it begins at takes the place of the seed."""
+        import torch
+
+        run, node = group.run, launch.node
+        levels = (node.level, launch.level)
+        children = []
+        for recipe, noise in zip(recipes, noises, strict=True):
+            number = len(run.roots)
+            stream = derive(run.tree.stream(node), "draw", number)
+            child = run.tree.add_child(node, Move("renoise", levels, number, recipe, source="latent"), stream, number)
+            run.roots.append(child)
+            run.adopt_root(child, noise)
+            children.append(child)
+        group.nodes.extend(children)
+        if not growth.repeating:
+            place(run, children, *renoised(run, node, launch.level, None, torch.stack(list(noises))))
 
     @staticmethod
     def _recipes(run: Run, request: Draw) -> list[Recipe]:
-        first = len(run.tree.roots)
+        first = len(run.roots)
         if request.noise is None:
             fresh: list[Recipe] = [Fresh(first + i) for i in range(request.count)]
             if first == 0 and run.first is not None:
@@ -69,6 +97,8 @@ class StartHandler:
     """New roots from a clean latent, noised."""
 
     def check(self, run: Run, request: Start) -> None:
+        if run.launch is not None:
+            raise UsageError(f"Start: this search goes on from node {run.launch.node.index}; Draw gives re-noised copies of it")
         if isinstance(request.source, Node):
             run.require_open(request.source, request)
             if request.source.level != run.tree.schedule.last:
@@ -173,7 +203,8 @@ class DenoiseHandler:
         if memo is not None and memo in run.repeats:
             return run.repeats[memo]
         branch = self._branch(run, node, request) if sampler.solver.stochastic else 0
-        stream = node.stream if branch == 0 else derive(node.stream, "denoise", node.level, branch)
+        stream = run.tree.stream(node)
+        stream = stream if branch == 0 else derive(stream, "denoise", node.level, branch)
         stops = [i for i, level in enumerate(levels) if i and (level in request.via or level == levels[-1])]
         pieces: list[tuple[Node, tuple[int, ...], Node]] = []
         parent, start = node, 0
@@ -188,7 +219,8 @@ class DenoiseHandler:
             run.remember(memo, parent)
         self._continued(run, request, pieces, levels, sampler)
         group.add(len(pieces))
-        denoise(growth, run, pieces, sampler, request.model, request.noise, group.done)
+        noise = None if request.noise is None or isinstance(request.noise, Fresh) else partial(run.realize, request.noise)
+        denoise(growth, run, pieces, sampler, request.model, noise, group.done)
         return parent
 
     @staticmethod
@@ -251,7 +283,7 @@ def denoise(
     pieces: Sequence[tuple[Node, tuple[int, ...], Node]],
     sampler: Sampler,
     model: str | None,
-    noise: Recipe | None,
+    noise: Callable[[], Array] | None,
     done: Callable[[], None],
 ) -> None:
     """Denoise along consecutive pieces (parent, levels, child); `done` is called once for each."""
@@ -273,9 +305,8 @@ def denoise(
     kept = run.store.get(run.key("node", parent.index))
     history = tuple(kept[f"history{i}"] for i in range(sum(name.startswith("history") for name in kept)))
     captured = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
-    recipe = None if isinstance(noise, Fresh) else noise
     chain = Chain(
-        run, run.bindings[model], sampler, levels, child, kept["latent"], history, run.history_level.get(parent.index, -1), captured, recipe, then
+        run, run.bindings[model], sampler, levels, child, kept["latent"], history, run.history_level.get(parent.index, -1), captured, noise, then
     )
     growth.start(chain, parent)
 
@@ -299,7 +330,6 @@ class RenoiseHandler:
 
     def begin(self, growth: Growth, group: Group, request: Renoise) -> None:
         run = group.run
-        sampler = run.bindings[None].sampler(run.tree)
         for node in request.group:
             children = []
             for _ in range(request.copies):
@@ -312,26 +342,33 @@ class RenoiseHandler:
                 continue
 
             def spread(clean: Tensor | None, node: Node = node, children: Sequence[Node] = children) -> None:
-                noise, copies = noise_of(growth, run, children), len(children)
-                kept = run.store.get(run.key("node", node.index))
-                if clean is not None:
-                    latents = sampler.add_noise(clean.expand(copies, *clean.shape), [request.to] * copies, noise)
-                else:
-                    latent = kept["latent"]
-                    arrived = [run.arrived[node.index]] * copies
-                    latents = sampler.renoise(latent.expand(copies, *latent.shape), arrived, [node.level] * copies, [request.to] * copies, noise)
-                captured = {name: kept[name] for name, level in run.ancestor_levels.items() if name in kept and _captured_at(node, level) < request.to}
-                place(run, group, children, latents, captured)
+                place(run, children, *renoised(run, node, request.to, clean, noise_of(growth, run, children)))
 
             with_estimate(growth, group, node, children, spread, needed=request.source == "x0")
         group.reply = lambda: group.nodes
+
+
+def renoised(run: Run, node: Node, to: int, clean: Tensor | None, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Latents of a node's renoise children, one for each noise (B, ...), and the ancestors' estimates that they inherit.
+
+    From the node's latent by the forward kernel, or from its clean estimate where that is given.
+    """
+    sampler, copies = run.bindings[None].sampler(run.tree), len(noise)
+    kept = run.store.get(run.key("node", node.index))
+    if clean is not None:
+        latents = sampler.add_noise(clean.expand(copies, *clean.shape), [to] * copies, noise)
+    else:
+        latent = kept["latent"]
+        arrived = [run.arrived[node.index]] * copies
+        latents = sampler.renoise(latent.expand(copies, *latent.shape), arrived, [node.level] * copies, [to] * copies, noise)
+    return latents, {name: kept[name] for name, level in run.ancestor_levels.items() if name in kept and captured_at(node, level) < to}
 
 
 def _stays(node: Node, request: Renoise) -> bool:
     return node.level == request.to and request.source == "latent"
 
 
-def _captured_at(node: Node, wanted: int) -> int:
+def captured_at(node: Node, wanted: int) -> int:
     """The level of the clean estimate that a node carries for `wanted`: the first at or past it that its path stepped from."""
     level = -1
     for step in node.path():
@@ -360,30 +397,34 @@ class PerturbHandler:
 
     def begin(self, growth: Growth, group: Group, request: Perturb) -> None:
         run = group.run
-        sampler = run.bindings[None].sampler(run.tree)
         for node in request.group:
             children = [branch_off(run, node, Move("perturb", (node.level, node.level), scale=request.scale)) for _ in range(request.copies)]
             group.nodes.extend(children)
 
             def spread(clean: Tensor | None, node: Node = node, children: Sequence[Node] = children) -> None:
                 assert clean is not None
-                noise, copies = noise_of(growth, run, children), len(children)
-                kept = run.store.get(run.key("node", node.index))
-                latent, arrived = kept["latent"], [run.arrived[node.index]] * copies
-                latents = sampler.perturb(
-                    latent.expand(copies, *latent.shape), clean.expand(copies, *clean.shape), arrived, [node.level] * copies, [request.scale] * copies, noise
-                )
-                captured = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
-                place(run, group, children, latents, captured, arrived=run.arrived[node.index])
+                latents, captured = perturbed(run, node, request.scale, clean, noise_of(growth, run, children))
+                place(run, children, latents, captured, arrived=run.arrived[node.index])
 
             with_estimate(growth, group, node, children, spread, needed=True)
         group.reply = lambda: group.nodes
 
 
+def perturbed(run: Run, node: Node, scale: float, clean: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Latents of a node's perturb children, one for each noise (B, ...), and the ancestors' estimates that they inherit."""
+    sampler, copies = run.bindings[None].sampler(run.tree), len(noise)
+    kept = run.store.get(run.key("node", node.index))
+    latent, arrived = kept["latent"], [run.arrived[node.index]] * copies
+    latents = sampler.perturb(
+        latent.expand(copies, *latent.shape), clean.expand(copies, *clean.shape), arrived, [node.level] * copies, [scale] * copies, noise
+    )
+    return latents, {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
+
+
 def branch_off(run: Run, node: Node, move: Move) -> Node:
     """A renoise or perturb child: always a stream of its own."""
     number = run.tree.next_child(node, move.kind, *move.levels)
-    stream = derive(node.stream, move.kind, *move.levels, number)
+    stream = derive(run.tree.stream(node), move.kind, *move.levels, number)
     child = run.tree.add_child(node, Move(move.kind, move.levels, number, scale=move.scale, source=move.source), stream, number)
     run.adopt(child)
     return child
@@ -440,7 +481,7 @@ def estimate(growth: Growth, run: Run, node: Node, then: Callable[[Tensor], None
     growth.predict(run, node, None, predicted, failed)
 
 
-def place(run: Run, group: Group, children: Sequence[Node], latents: Tensor, captured: dict[str, Tensor], *, arrived: bool = False) -> None:
+def place(run: Run, children: Sequence[Node], latents: Tensor, captured: dict[str, Tensor], *, arrived: bool = False) -> None:
     """Give freshly noised children their latents; solver history starts anew."""
     import torch
 

@@ -99,6 +99,7 @@ class Node:
       reason: why it failed.
       draft: made only to look ahead: counted and shown, never an answer.
       note: what the policy wrote on it, strict JSON.
+      driver: which of the tree's drivers made it, 0 for the search itself.
 
     `values` and `note` are for reading; they are replaced, never changed.
     """
@@ -115,6 +116,7 @@ class Node:
     reason: str | None = None
     draft: bool = False
     note: Mapping[str, Json] = field(default_factory=lambda: _NOTHING)
+    driver: int = 0
 
     def __hash__(self) -> int:
         return self.index
@@ -140,8 +142,8 @@ class Node:
         return nodes[::-1]
 
     def to_json(self) -> dict[str, Any]:
-        """The node as strict JSON; 128-bit numbers are 32 hexadecimal digits, the parent is its index."""
-        return {
+        """The node as strict JSON; 128-bit numbers are 32 hexadecimal digits, the parent is its index, driver 0 is left out."""
+        data: dict[str, Any] = {
             "index": self.index,
             "id": f"{self.id:032x}",
             "stream": f"{self.stream:032x}",
@@ -155,3 +157,4 @@ class Node:
             "draft": self.draft,
             "note": dict(self.note),
         }
+        return data | {"driver": self.driver} if self.driver else data

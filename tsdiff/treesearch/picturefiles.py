@@ -4,6 +4,8 @@ Every mode becomes RGB in [0, 1]: grayscale has three equal channels, palettes a
 white, 16-bit grayscale is divided by 65535, floating point must lie in [0, 1] already. Pictures stand upright as their
 EXIF orientation says. Of several frames the first counts. Nothing is resized: a picture of more than `MOST_PIXELS` is
 refused before it is decoded.
+
+`read_metadata` gives what a picture says of how it was made.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import glob
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tsdiff.treesearch.errors import TsdiffError
+from tsdiff.treesearch.errors import TsdiffError, UsageError
+from tsdiff.treesearch.strictjson import decode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +27,12 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 1 << 25
 """About 33.5 million, 8192 x 4096 for example: 400 MB as numbers."""
+
+MOST_BYTES = 1 << 29
+"""Of a file whose texts are read: no picture of `MOST_PIXELS` is larger."""
+
+METADATA_FORMAT = 1
+"""Of the "tsdiff" text, as far as it can be read."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 """What counts as a picture in a folder; a file that is named itself may have any."""
@@ -124,3 +133,60 @@ def _numbers(path: Path, image: Image) -> NDArray[np.float32]:
 
 def _why(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any] | None:
+    """What a picture says of how it was made.
+
+    Returns:
+      "parameters": the text that many image tools write, None if there is none; "tsdiff": the record of the search that
+      found the picture (`docs/run-format.md`), None if there is none. None if the picture has neither.
+
+    Raises:
+      UsageError: if the file is no picture, cannot be read, is damaged, or holds texts that are too long.
+    """
+    path = Path(path)
+    texts = _texts(path)
+    parameters, record = texts.get("parameters"), texts.get("tsdiff")
+    if parameters is None and record is None:
+        return None
+    facts: Any = None
+    if record is not None:
+        try:
+            facts = decode(record.encode())
+        except (ValueError, UnicodeError) as error:
+            raise UsageError(f"{str(path)!r} holds a damaged record of its search ({error}); the picture itself may be fine") from None
+        if not isinstance(facts, dict) or not isinstance(facts.get("format"), int):
+            raise UsageError(f"{str(path)!r} holds a damaged record of its search (it names no format); the picture itself may be fine")
+        if facts["format"] > METADATA_FORMAT:
+            raise UsageError(f"{str(path)!r} holds a record of format {facts['format']}, but this tsdiff reads up to format {METADATA_FORMAT}; install a newer tsdiff")
+    return {"parameters": parameters, "tsdiff": facts}
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """The texts of a picture file by keyword; of two with one keyword the last counts. Raises UsageError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            raise UsageError(f"{str(path)!r} is not a file" if path.exists() else f"{str(path)!r} does not exist; check the name")
+        if path.stat().st_size > MOST_BYTES:
+            raise UsageError(f"{str(path)!r} has more than {MOST_BYTES:,} bytes, too many for a picture")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other metadata that is damaged, or very large pictures
+            with Image.open(path) as opened:
+                texts = _known(opened)
+                if not texts and opened.format == "PNG" and opened.width * opened.height <= MOST_PIXELS:
+                    opened.load()  # texts may stand behind the pixels
+                    texts = _known(opened)
+                return texts
+    except UsageError:
+        raise
+    except UnidentifiedImageError:
+        raise UsageError(f"{str(path)!r} is not a picture that can be read; PNG files of a search carry their history") from None
+    except Exception as error:  # readers of damaged files raise anything
+        raise UsageError(f"{str(path)!r} cannot be read ({_why(error)}); is the file whole?") from None
+
+
+def _known(image: Image) -> dict[str, str]:
+    return {name: str(image.info[name]) for name in ("parameters", "tsdiff") if isinstance(image.info.get(name), str)}

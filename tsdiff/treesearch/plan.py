@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -14,20 +15,24 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
-from tsdiff.treesearch.models import resolve_model
+from tsdiff.treesearch.models import file_names, resolve_model
 from tsdiff.treesearch.noise import Given, Recipe, Torch
 from tsdiff.treesearch.pools import announce, pools
+from tsdiff.treesearch.previews import SHOWS, Show
 from tsdiff.treesearch.protocols import (
     Allocator,
     Condition,
+    Demo,
     Guidance,
     LoadOptions,
     ModelOutline,
     Policy,
     Setting,
     Size,
+    ToldOutline,
     Verifier,
 )
+from tsdiff.treesearch.references import resolve_verifier
 from tsdiff.treesearch.resolve import Verifiers, check_needs, resolve_policy, resolve_verifiers
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
@@ -60,6 +65,8 @@ class Plan:
       typed: the options as the caller gave them.
       keep_latents: whose latents are kept of nodes that will not be grown any more: all, those on the path to the answer,
         finished ones, or none.
+      previews: of which decoded nodes small pictures are kept: those whose latents are, all, or none.
+      metadata: whether images carry their history.
       arguments: what `prepare` was called with.
     """
 
@@ -85,6 +92,8 @@ class Plan:
     given: Tensor | None = None
     helpers: Mapping[str, ModelOutline] = field(default_factory=dict)
     keep_latents: Keep = "all"
+    previews: Show = "kept"
+    metadata: bool = True
     typed: Mapping[str, Any] = field(default_factory=dict)
     total_nfe: int | None = None
     target: float | None = None
@@ -143,6 +152,8 @@ class Plan:
             "rows_upper": self.rows_upper,
             "deterministic": self.limits.deterministic,
             "keep": self.keep_latents,
+            "previews": self.previews,
+            "metadata": self.metadata,
             "rows_per_call": {"network": self.limits.network, "decode": self.limits.decode, "verify": self.limits.verify},
             "seconds_limit": self.limits.seconds,
             "notices": list(self.notices),
@@ -183,6 +194,7 @@ def prepare(
     solver: str | None = None,
     eta: float | None = None,
     guidance_scale: float | None = None,
+    true_cfg_scale: float | None = None,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     negative_prompt: str = "",
@@ -207,7 +219,10 @@ def prepare(
     revision: str | None = None,
     variant: str | None = None,
     strict_scheduler: bool = False,
+    lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     keep: Keep = "all",
+    previews: Show = "kept",
+    metadata: bool = True,
     out: str | Path | None = None,
 ) -> Plan:
     """Resolve and check everything that `tsdiff.search` takes (see there), without loading weights.
@@ -218,7 +233,9 @@ def prepare(
     arguments = dict(locals())
     if keep not in KEEPS:
         raise UsageError(f"keep is {keep!r} but must be one of {', '.join(KEEPS)}")
-    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler)
+    if previews not in SHOWS:
+        raise UsageError(f"previews is {previews!r} but must be one of {', '.join(SHOWS)}")
+    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler, file_names(lora))
     outline = resolve_model(DEFAULT_MODEL if model is None else model, options)
     notices = list(outline.notices)
     if model is None:
@@ -230,7 +247,8 @@ def prepare(
             raise UsageError(f"no prompt was given and model {outline.name!r} has no demonstration; give a prompt")
         prompts = outline.demo.prompt
         notices.append(f"no prompt was given: searching the demonstration prompt {outline.demo.prompt!r}")
-    base = Condition("", negative_prompt, class_label, tensors, dict(condition_extra or {}))
+    extra, guidance_scale = _told(outline, dict(condition_extra or {}), guidance_scale, true_cfg_scale)
+    base = Condition("", negative_prompt, class_label, tensors, extra)
     conditions = tuple(_conditions(prompts, base))
     scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
     guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
@@ -239,8 +257,9 @@ def prepare(
     if not verifiers and not callable(verifiers):
         if outline.demo is None:
             raise UsageError("no verifier was given, so there is nothing to search for; name one (--verifier), `tsdiff list verifiers` lists all")
-        verifiers = outline.demo.verifier
-        notices.append(f"no verifier was given: using {outline.demo.verifier!r}")
+        verifiers, missing = _usual_verifiers(outline.demo, conditions)
+        notices.append(f"no verifier was given: using {' and '.join(map(repr, verifiers))}")
+        notices.extend(missing)
     chosen, open_size = resolve_policy(policy, policy_options or {})
     judges, roles = resolve_verifiers(verifiers, chosen, ensemble)
     for judge in judges:
@@ -267,7 +286,7 @@ def prepare(
     else:
         if nfe is not None and open_size:
             chosen = _fitted(chosen, nfe, total_nfe, runs, setting)
-        cost = _capped(chosen.cost(setting), nfe, setting)
+        cost = capped(chosen.cost(setting), nfe, setting)
     if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
         raise UsageError(f"seconds is {seconds!r} but must be a number above 0")
     plain = Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True) + setting.result()
@@ -295,10 +314,27 @@ def prepare(
         given=given,
         helpers={name: _helper(name, helper, options, outline, whole, info, size) for name, helper in (helpers or {}).items()},
         keep_latents=keep,
+        previews=previews,
+        metadata=metadata,
         total_nfe=total_nfe,
         target=target,
         arguments=arguments,
     )
+
+
+def _usual_verifiers(demo: Demo, conditions: Sequence[Condition]) -> tuple[list[str], list[str]]:
+    """The verifiers of a model's demonstration, and a line for each that cannot judge these conditions: the first must."""
+    steering, *others = demo.verifiers
+    chosen, missing = [steering], []
+    for name in others:
+        judge = resolve_verifier(name)
+        try:
+            for condition in conditions:
+                judge.check(condition)
+            chosen.append(name)
+        except UsageError as error:
+            missing.append(f"{name!r} is left out: {error}")
+    return chosen, missing
 
 
 def _limits(deterministic: bool, max_batch: int | None, memory_limit: int | None, seconds: float | None) -> Limits:
@@ -381,6 +417,16 @@ def _guidance(outline: ModelOutline, scale: float, rescale: float, interval: tup
     return Guidance(scale, rescale, interval)
 
 
+def _told(outline: ModelOutline, extra: dict[str, Any], scale: float | None, true_cfg_scale: float | None) -> tuple[dict[str, Any], float | None]:
+    """The options of conditions and the scale of classifier-free guidance: some networks are told the guidance scale instead."""
+    told = outline.told_scale if isinstance(outline, ToldOutline) else None
+    if told is not None:
+        return {"guidance_scale": told if scale is None else scale} | extra, 1.0 if true_cfg_scale is None else true_cfg_scale
+    if true_cfg_scale is not None:
+        raise UsageError(f"true_cfg_scale is {true_cfg_scale:g} but the network of model {outline.name!r} is not told a guidance scale, so that there is one kind of guidance only; give guidance_scale")
+    return extra, scale
+
+
 def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, ...], seeds: Sequence[int]) -> tuple[Recipe | None, Tensor | None]:
     """The recipe of root 0 and the caller's own noise."""
     if initial_noise not in ("portable", "torch"):
@@ -401,7 +447,7 @@ def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, .
 
 def _helper(name: str, reference: Any, options: LoadOptions, main: ModelOutline, schedule: Schedule, info: SolverInfo, size: Size) -> ModelOutline:
     """Another model of the search: one that shares its latents and levels."""
-    outline = resolve_model(reference, options)
+    outline = resolve_model(reference, dataclasses.replace(options, lora=()))
     own = outline.schedule(outline.solver(str(info)), schedule.last, size)
     if own.key != schedule.key or outline.latent_shape(size) != main.latent_shape(size):
         raise UsageError(f"helper {name!r} does not share the latents and noise levels of model {main.name!r}; choose a model of the same family and schedule")
@@ -417,7 +463,9 @@ def _tail(schedule: Schedule, init_image: Any, strength: float | None) -> Schedu
     strength = 0.8 if strength is None else strength
     if not 0.0 < strength <= 1.0:
         raise UsageError(f"strength is {strength:g} but must lie in (0, 1]")
-    start = schedule.last - min(int(schedule.last * strength), schedule.last)
+    # Image-to-image pipelines of flow models round towards remaking more, those of diffusion models towards less.
+    remade = schedule.last * strength
+    start = int(schedule.last - remade) if schedule.kind == "flow" else schedule.last - min(int(remade), schedule.last)
     if start == schedule.last:
         raise UsageError(f"strength {strength:g} leaves none of {schedule.last} steps; use at least {1 / schedule.last:g}")
     return schedule.tail(start)
@@ -485,7 +533,7 @@ def _check_target(policy: Policy | Allocator, target: float | None, verifier: Ve
         raise UsageError(f"a target was given, but policy {policy.name} spends its budget whatever it finds; policies that share one budget stop there, e.g. adaptive with total_nfe")
 
 
-def _capped(cost: Cost, nfe: int | None, setting: Setting) -> Cost:
+def capped(cost: Cost, nfe: int | None, setting: Setting) -> Cost:
     """A policy's cost under a budget: what exceeds it ends with the engine finishing one sample."""
     if nfe is None or cost.upper.nfe <= nfe:
         return cost

@@ -116,10 +116,15 @@ class Media:
 
 @dataclass(frozen=True)
 class Demo:
-    """What a search does when the caller names no prompt or verifier."""
+    """What a search does when the caller names no prompt or verifier.
+
+    Attributes:
+      prompt: shows what a search is good for.
+      verifiers: the first steers; the others say of finished samples what it made of them.
+    """
 
     prompt: str
-    verifier: str
+    verifiers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class LoadOptions:
       offline: never touch the network.
       revision, variant: of a hub repository, as in diffusers.
       strict_scheduler: refuse a scheduler that is not supported instead of replacing it.
+      lora: files that are merged into the weights, each "PATH" or "PATH:SCALE".
     """
 
     device: str = "auto"
@@ -140,6 +146,7 @@ class LoadOptions:
     revision: str | None = None
     variant: str | None = None
     strict_scheduler: bool = False
+    lora: tuple[str, ...] = ()
 
 
 class ModelOutline(Protocol):
@@ -195,6 +202,21 @@ class ModelOutline(Protocol):
     def load(self) -> DiffusionModel:
         """Load the weights."""
         ...
+
+
+@runtime_checkable
+class ToldOutline(Protocol):
+    """An outline whose network may be told the guidance scale (distilled guidance), which costs no second row.
+
+    `guidance_scale` of a search is then the option "guidance_scale" of its conditions, and `true_cfg_scale` the scale of
+    classifier-free guidance beside it.
+
+    Attributes:
+      told_scale: what the network is usually told, None if this model's network is not told anything.
+    """
+
+    @property
+    def told_scale(self) -> float | None: ...
 
 
 class DiffusionModel(ModelOutline, Protocol):
@@ -739,6 +761,10 @@ class Recorder(Protocol):
         """A request that was not granted."""
         ...
 
+    def decoded(self, run: Any, node: Node, pixels: Tensor) -> None:
+        """A node's clean estimate (or finished sample) was decoded for whatever reason: pixels (3, H, W) in [0, 1]."""
+        ...
+
     def end(self, run: Any) -> None:
         """A tree has ended; its latents are still there."""
         ...
@@ -765,6 +791,9 @@ class NullRecorder:
         return None
 
     def refuse(self, run: Any, request: Request, why: Exception) -> None:
+        """Nothing is recorded."""
+
+    def decoded(self, run: Any, node: Node, pixels: Tensor) -> None:
         """Nothing is recorded."""
 
     def end(self, run: Any) -> None:

@@ -68,7 +68,7 @@ class Quote:
             run.frontier.add(level, predicted, -1)
         try:
             cheapest = run.frontier.cheapest(run.completion_cost, self._created)
-            return run.completion_cost[0] if cheapest is None else cheapest  # with nothing live, a new sample has to be drawn
+            return run.completion_cost[run.first_level] if cheapest is None else cheapest  # with nothing live, a new sample has to be drawn
         finally:
             for level, predicted in leaving:
                 run.frontier.add(level, predicted)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk
+from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Await
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Node, Value
+from tsdiff.treesearch.previews import PreviewWriter
 from tsdiff.treesearch.records import (
     UNREPEATABLE,
     Diverged,
@@ -28,7 +30,7 @@ from tsdiff.treesearch.records import (
 )
 from tsdiff.treesearch.requests import Request
 from tsdiff.treesearch.run import Effect, Group, Run
-from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape
+from tsdiff.treesearch.runfile import SYNC_SECONDS, RunFile, Tape, different
 from tsdiff.treesearch.segmentfile import Place
 from tsdiff.treesearch.segments import SEGMENT_BYTES
 from tsdiff.treesearch.strictjson import encode
@@ -41,11 +43,11 @@ COUNTS = ("rows", "padding", "probe", "retried", "lost", "batches")
 
 
 class _Desk:
-    """Where one tree's records are written.
+    """Where the records of one tree's present driver are written.
 
     Attributes:
       tape: what was recorded before; None once it has been repeated.
-      nodes: how many nodes have been written down.
+      nodes: how many of the tree's nodes have been written down.
       pending: records that go with the next group.
       heard: answers that are written down already.
     """
@@ -53,9 +55,9 @@ class _Desk:
     def __init__(self, run: Run, file: RunFile) -> None:
         self.run = run
         self.file = file
-        self.tape: Tape | None = file.tapes.get(run.tree.line)
+        self.tape: Tape | None = file.tapes.get((run.tree.line, run.tree.driver))
         self.answers = {} if self.tape is None else self.tape.answers
-        self.nodes = 0
+        self.nodes = run.first_node
         self.pending: list[dict[str, Any]] = []
         self.heard: set[tuple[int, str]] = set()
         self.ended = self.tape is not None and self.tape.end is not None
@@ -71,6 +73,7 @@ class FileRecorder:
       disk: through which files are changed.
       sync_seconds: how long a group may wait before it would survive a power cut; every group survives the process.
       segment_bytes: size from which a new segment is begun.
+      previews: keeps small pictures of nodes, if anybody does; closed by its owner.
 
     Attributes:
       ledger: the engine's, which goes on where an interruption left it.
@@ -85,11 +88,13 @@ class FileRecorder:
         disk: Disk = LOCAL,
         sync_seconds: float = SYNC_SECONDS,
         segment_bytes: int = SEGMENT_BYTES,
+        previews: PreviewWriter | None = None,
     ) -> None:
         self.ledger = EngineLedger()
         self._folder = folder
         self._about = about
         self._opened = opened
+        self._previews = previews
         self._options: dict[str, Any] = {"disk": disk, "sync_seconds": sync_seconds, "segment_bytes": segment_bytes}
         self._files: dict[Path, RunFile] = {}
         self._desks: dict[int, _Desk] = {}
@@ -107,7 +112,9 @@ class FileRecorder:
         self._opened(run)
         file = self._files[folder]
         file.users += 1
-        self._desks[id(run)] = _Desk(run, file)
+        desk = self._desks[id(run)] = _Desk(run, file)
+        if run.launch is not None:
+            self._launch(desk, {"number": run.tree.driver, **run.launch.facts})
         run.effects = []
         run.tree.heard = []
 
@@ -169,6 +176,11 @@ class FileRecorder:
         """Keep a refusal for the next group: nothing depends on it before."""
         self._desks[id(run)].pending.append({"tree": run.tree.line, "request": request_to_json(request)} | Refusal.to_json(why))
 
+    def decoded(self, run: Run, node: Node, pixels: Tensor) -> None:
+        """Keep a small picture of a node."""
+        if self._previews is not None:
+            self._previews.add(self._desks[id(run)].file.folder, run, node, pixels)
+
     def end(self, run: Run) -> None:
         """Write that a tree has ended; its file is closed when no other tree uses it."""
         desk = self._desks.pop(id(run))
@@ -185,6 +197,8 @@ class FileRecorder:
             }
             desk.file.commit([*desk.pending, {"tree": run.tree.line, "end": end, "notes": _notes(run), "engine": self._engine()}], sync=True)
         desk.file.users -= 1
+        if self._previews is not None:
+            self._previews.end(desk.file.folder, run, last=not desk.file.users)
         if not desk.file.users:
             desk.file.close()
             del self._files[desk.file.folder]
@@ -194,6 +208,13 @@ class FileRecorder:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    def _launch(self, desk: _Desk, facts: dict[str, Any]) -> None:
+        """Write down that a later driver begins; what is written down of it already must say the same."""
+        if desk.tape is None:
+            desk.file.commit([{"tree": desk.run.tree.line, "driver": facts}], sync=True)
+        elif desk.tape.driver != facts:
+            raise UsageError(f"{str(desk.file.folder)!r} cannot be continued with another expansion: {different(desk.tape.driver, facts)}")
 
     def _completed(self, desk: _Desk, group: Group) -> dict[str, Any]:
         run = group.run

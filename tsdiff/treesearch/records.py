@@ -3,7 +3,8 @@
     {"tree":"search","request":{...},"price":12,"nodes":[...],"effects":[...],"notes":[...],"ledger":{...},...}    a completed request
     {"tree":"search","request":{...},"refused":"BudgetExhausted","why":"...","price":12,"remaining":8}             one not granted
     {"tree":"search","answer":{"node":3,"key":"person","value":{...}}}                                             a pending verifier's
-    {"tree":"search","end":{"answer":7,...}}                                                                       a tree has ended
+    {"tree":"search","end":{"answer":7,...}}                                                                       a driver of a tree has ended
+    {"tree":"search","driver":{"number":1,"node":12,...}}                                                          a later one begins
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def _plain(value: Any) -> Any:
 
 
 def node_to_json(node: Node) -> dict[str, Any]:
-    """What a node is from its beginning, as strict JSON."""
-    return {
+    """What a node is from its beginning, as strict JSON; a note only where its move left one."""
+    data = {
         "index": node.index,
         "id": f"{node.id:032x}",
         "stream": f"{node.stream:032x}",
@@ -80,6 +81,7 @@ def node_to_json(node: Node) -> dict[str, Any]:
         "level": node.level,
         "draft": node.draft,
     }
+    return data | {"note": dict(node.note)} if node.note else data
 
 
 @dataclass(frozen=True)

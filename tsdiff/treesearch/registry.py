@@ -1,4 +1,4 @@
-"""Policies, verifiers, models and suites by name: entry points of installed packages, and names added at run time.
+"""Policies, verifiers, models, suites and converters by name: entry points of installed packages, and names added at run time.
 
 Nothing is imported until it is asked for, so `tsdiff list` and `--help` stay instant. A plug-in that cannot be
 imported is one warning, never a dead program.
@@ -24,7 +24,7 @@ class Registry:
     """The names of one kind of component.
 
     Args:
-      kind: "policy", "verifier", "model" or "suite"; the entry-point group is "tsdiff." and its plural.
+      kind: "policy", "verifier", "model", "suite" or "converter"; the entry-point group is "tsdiff." and its plural.
     """
 
     def __init__(self, kind: str, plural: str) -> None:
@@ -88,6 +88,7 @@ policies = Registry("policy", "policies")
 verifiers = Registry("verifier", "verifiers")
 models = Registry("model", "models")
 suites = Registry("suite", "suites")
+converters = Registry("converter", "converters")
 
 
 def split_reference(reference: str) -> tuple[str, str]:

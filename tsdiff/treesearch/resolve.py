@@ -84,6 +84,11 @@ def roles_of(policy: Policy | Allocator) -> tuple[str, ...]:
     return tuple(dict.fromkeys((FINAL, *getattr(policy, "roles", ()))))
 
 
+def roles_in(verifiers: Verifiers) -> tuple[str, ...]:
+    """The roles that verifiers were given for."""
+    return tuple(dict.fromkeys(role for role, _ in _with_roles(verifiers) if role))
+
+
 def _with_roles(verifiers: Verifiers) -> list[tuple[str, VerifierLike]]:
     """(role, verifier) pairs, the role "" where there is none; texts may say "role=reference"."""
     if isinstance(verifiers, Mapping):

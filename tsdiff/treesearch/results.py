@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk
+from tsdiff.treesearch.history import Origin, image_texts
 from tsdiff.treesearch.ledger import EngineLedger, TreeLedger
 from tsdiff.treesearch.node import Node, Value
 from tsdiff.treesearch.runfolder import FORMAT, write_image, write_json, write_latents
@@ -47,6 +48,8 @@ class Result:
       relative: the score is relative to the samples of this search (a verifier of scope "set"), so that no other
         sample's can be held against it.
       calibrated: how verifiers came to know the plain samples that they compare with; shared by all runs of a search.
+      drivers: what the tree's drivers were and came to, strict JSON: the search itself, then its expansions; empty where
+        there are none.
     """
 
     tree: Tree
@@ -63,6 +66,7 @@ class Result:
     relative: bool = False
     calibrated: tuple[Calibrated, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    drivers: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def prompt(self) -> str:
@@ -95,6 +99,13 @@ class Result:
         value = self.node.values.get(self.tree.verifier)
         plain = {} if self.baseline is None else self.baseline.parts
         return {name: (part, plain[name][0] if name in plain else None) for name, part in ((value.parts if value else None) or {}).items()}
+
+    @property
+    def others(self) -> dict[str, tuple[float | None, float | None]]:
+        """What the other verifiers make of the answer, by name, each with the baseline sample's (None where it has none)."""
+        plain = {} if self.baseline is None else self.baseline.node.values
+        names = [name for name in self.node.values if name != self.tree.verifier and "@" not in name]
+        return {name: (self.node.values[name].score, plain[name].score if name in plain else None) for name in names}
 
     @property
     def ledger(self) -> TreeLedger:
@@ -131,27 +142,41 @@ class Result:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise FileExistsError(f"{str(folder)!r} is not empty; choose a new folder")
-        self.write(folder)
+        from tsdiff.treesearch.durable import lasting
+
+        self.write(folder, origin=Origin(lasting(self.options), run=folder.name))
         return folder
 
-    def write(self, folder: Path, *, facts: Mapping[str, Any] | None = None, disk: Disk = LOCAL) -> None:
+    def write(self, folder: Path, *, origin: Origin, facts: Mapping[str, Any] | None = None, disk: Disk = LOCAL) -> None:
         """Write everything but latents that were saved while the search ran.
 
         Args:
           folder: is there.
+          origin: what the images say of where they come from, unless `options["metadata"]` is False.
           facts: what `run.json` says of the run beside its result.
           disk: through which files are changed.
         """
         self.path = folder
-        _write_tree(folder / "tree.json", self.tree, disk)
-        self._write_image(folder / "best.png", disk)
+        write_tree(folder / "tree.json", self.tree, disk=disk)
+        told = origin if self.options.get("metadata", True) else None
+        self._write_image(folder / "best.png", told, disk)
         if self.baseline is not None:
-            _write_tree(folder / "baseline.json", self.baseline.tree, disk)
-            self.baseline._write_image(folder / "baseline.png", disk)
+            write_tree(folder / "baseline.json", self.baseline.tree, disk=disk)
+            self.baseline._write_image(folder / "baseline.png", told, disk)
         if self.latents and not (folder / "latents.safetensors").exists():
             write_latents(folder / "latents.safetensors", [f"node/{index}" for index in self.latents], lambda name: self.latents[int(name[5:])], disk=disk)
         known = {"format": FORMAT, "options": self.options} if facts is None else facts
         write_json(folder / "run.json", {**known, "status": "done", "result": self.to_json()}, disk=disk)
+
+    def update_image(self, folder: Path, origin: Origin, *, changed: bool, disk: Disk = LOCAL) -> None:
+        """Replace the saved image, where the answer has changed since; without a picture of the new one there is none."""
+        path = folder / "best.png"
+        if changed and self.picture is not None:
+            self._write_image(path, origin if self.options.get("metadata", True) else None, disk)
+        elif changed and path.exists():
+            disk.remove(path)
+        self.picture = None
+        self.found(folder)
 
     def found(self, folder: Path) -> None:
         """All of it has been written into a folder before."""
@@ -160,11 +185,11 @@ class Result:
             if result is not None and (folder / name).exists():
                 result.image_path = folder / name
 
-    def _write_image(self, path: Path, disk: Disk) -> None:
+    def _write_image(self, path: Path, origin: Origin | None, disk: Disk) -> None:
         """Move the image from memory to disk: many results may not fit in memory."""
         image = self.image
         if image is not None:
-            write_image(path, image, disk=disk)
+            write_image(path, image, None if origin is None else image_texts(self, origin, image.size), disk=disk)
             self.image_path, self.picture = path, None
 
     def to_json(self) -> dict[str, Any]:
@@ -180,6 +205,7 @@ class Result:
             "score": self.score,
             "scores": values,
             "first_score": self.first_score,
+            "first_scores": {} if self.baseline is None or self.relative else self.baseline.to_json()["scores"],
             "node": self.node.index,
             "nodes": len(self.tree.nodes),
             "failed_nodes": sum(node.failed for node in self.tree.nodes),
@@ -220,7 +246,7 @@ class Result:
         return f"<table><caption>{html.escape(self.prompt)}</caption><tr>{''.join(cells)}</tr></table>"
 
 
-def _write_tree(path: Path, tree: Tree, disk: Disk) -> None:
+def write_tree(path: Path, tree: Tree, *, disk: Disk = LOCAL) -> None:
     """Write a tree node by node: as JSON objects, all nodes of a large one would take much more memory than the tree."""
     write_json(path, tree.facts() | {"nodes": (node.to_json() for node in tree.nodes)}, disk=disk)
 

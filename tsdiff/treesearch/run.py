@@ -14,8 +14,9 @@ from tsdiff.treesearch.node import Node, Value
 from tsdiff.treesearch.noise import Fresh, Given, Mix, Recipe, realize, roots_of
 from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, TreeView, Verifier
 from tsdiff.treesearch.requests import Gather, Request
+from tsdiff.treesearch.schedule import Schedule
 from tsdiff.treesearch.store import Store, Stored
-from tsdiff.treesearch.tree import Tree
+from tsdiff.treesearch.tree import Tree, best_node
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +97,23 @@ class Group:
     seal = done
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Where a later driver of a tree begins: what `Draw` gives it are re-noised copies of a node.
+
+    Attributes:
+      node: of an earlier driver.
+      level: to re-noise it to; its own level stands for the node itself.
+      facts: what the driver's record says, strict JSON.
+      joint: its samples and those of earlier drivers are ranked together (a steering verifier of scope "set").
+    """
+
+    node: Node
+    level: int
+    facts: Mapping[str, Any]
+    joint: bool = False
+
+
 Tensors: TypeAlias = Mapping[str, "Tensor"] | Stored
 NOTHING: Tensors = MappingProxyType({})
 
@@ -149,6 +167,7 @@ class Run:
       first: recipe of root 0, where it is not `Fresh(0)`.
       image: initial image (3, H, W) in [0, 1] that roots are noised versions of.
       keep: keep the latents of closed nodes (on disk) until the tree ends.
+      launch: where the tree's driver begins, if it is not the first.
       on_end: called once when the tree has ended, before its latents are forgotten.
     """
 
@@ -167,6 +186,7 @@ class Run:
         first: Recipe | None = None,
         image: Tensor | None = None,
         keep: bool = True,
+        launch: Launch | None = None,
         on_end: Callable[[Run], None] | None = None,
     ) -> None:
         self.tree = tree
@@ -181,15 +201,12 @@ class Run:
         self.first = first
         self.image = image
         self.keep = keep
+        self.launch = launch
         self.on_end = on_end
+        self.first_node = len(tree.nodes)  # of this driver
+        self.roots: list[Node] = tree.roots if launch is None else []  # what `Draw` gave
         self.shape = self.bindings[None].model.latent_shape(size)
-        self.ancestor_levels = {  # of the estimates to keep, by their names in the store
-            f"ancestor_x0@{ratio}": tree.schedule.level_at(-2.0 * math.log(float(ratio)) - 1e-9)  # a level's own ratio names it
-            for verifier in verifiers
-            for need in verifier.needs
-            for kind, _, ratio in (need.partition("@"),)
-            if kind in ("ancestor_x0", "ancestor_images")
-        }
+        self.ancestor_levels = levels_of_ancestors(tree.schedule, verifiers)
         self.number = -1  # set by the engine on admission
         self.store: Store = None  # type: ignore[assignment]  # likewise
         self.generator: Search | None = None
@@ -222,8 +239,28 @@ class Run:
         self.price = 0  # NFE of that group
         self.started_at = 0.0
         self.seconds = 0.0
+        self.unrestored: dict[Node, str] = {}  # nodes of earlier drivers whose latent could not be computed again, and why
 
     # Nodes ------------------------------------------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The nodes of the tree's present driver."""
+        return self.tree.nodes[self.first_node :] if self.first_node else self.tree.nodes
+
+    @property
+    def first_level(self) -> int:
+        """The level that a new sample begins at."""
+        return 0 if self.launch is None else self.launch.level
+
+    def finished(self) -> list[Node]:
+        """Finished samples that the answer is chosen among; a released one may still become it."""
+        nodes = self.tree.nodes if self.launch is not None and self.launch.joint else self.nodes
+        return [node for node in nodes if node.level == self.tree.schedule.last and not node.failed and not node.draft]
+
+    def best(self) -> Node | None:
+        """The finished sample with the highest score (ties: the oldest); None while there is none."""
+        return best_node(self.finished(), self.tree.schedule.last, self.tree.verifier)
 
     def key(self, kind: str, *rest: Any) -> tuple[Any, ...]:
         """A key of the store that belongs to this run."""
@@ -237,7 +274,7 @@ class Run:
     def adopt_root(self, node: Node, noise: Tensor) -> None:
         """The same for the newest root, whose noise is kept at hand while it is open."""
         self.adopt(node)
-        number = self.open_roots[node.index] = len(self.tree.roots) - 1
+        number = self.open_roots[node.index] = len(self.roots) - 1
         self.store.put(self.key("noise", number), {"noise": noise})
 
     def settle(self, node: Node, tensors: Tensors, *, arrived: bool, history_level: int = -1) -> None:
@@ -247,7 +284,7 @@ class Run:
         self.arrived[node.index] = arrived
         if history_level >= 0:
             self.history_level[node.index] = history_level
-        if node.level == self.tree.schedule.last and not node.draft:
+        if node.level == self.tree.schedule.last and not node.draft and node.driver == self.tree.driver:
             self.finished_leaf = True
 
     def has_prediction(self, node: Node, model: str | None) -> bool:
@@ -264,8 +301,11 @@ class Run:
             self.frontier.add(node.level, True)
 
     def fail(self, node: Node, reason: str) -> None:
-        """Mark a node as failed; its latent is forgotten."""
+        """Mark a node as failed; its latent is forgotten. A node of an earlier driver, which is only computed again, stays as it is."""
         if node.status == "failed":
+            return
+        if node.driver != self.tree.driver:
+            self.unrestored.setdefault(node, reason)
             return
         self._log("failed", node, reason=reason, nfe=node.nfe)
         self._leave(node)
@@ -306,7 +346,7 @@ class Run:
             self.store.drop(self.key("node", node.index))
             for name in self.bindings:
                 self.store.drop(self.key("prediction", node.index, name))
-        for index in range(len(self.tree.roots)):
+        for index in range(len(self.roots)):
             self.store.drop(self.key("noise", index))
 
     def _leave(self, node: Node) -> None:
@@ -344,7 +384,7 @@ class Run:
         """Raise a UsageError unless the node is one of this tree that may still be used."""
         if not self.owns(node):
             raise UsageError(f"{type(request).__name__}: {node!r} belongs to another tree")
-        if node.status == "closed":
+        if node.status == "closed" and not (self.launch is not None and node is self.launch.node):
             raise UsageError(f"{type(request).__name__}: node {node.index} was released; release a node only when it is not needed any more")
 
     def require_answer(self, answer: object) -> Node:
@@ -398,8 +438,8 @@ class Run:
         """Raise a UsageError unless the noise of a recipe can be made."""
         kind = type(request).__name__
         for index in roots_of(recipe):
-            if not 0 <= index < len(self.tree.roots):
-                raise UsageError(f"{kind}: root {index} of {recipe} does not exist; this tree has {len(self.tree.roots)} roots, counted from 0")
+            if not 0 <= index < len(self.roots):
+                raise UsageError(f"{kind}: root {index} of {recipe} does not exist; this tree has {len(self.roots)} roots, counted from 0")
         fresh = recipe.fresh[0] if isinstance(recipe, Mix) and recipe.fresh is not None else getattr(recipe, "index", 0)
         if fresh < 0:
             raise UsageError(f"{kind}: noise number {fresh} of {recipe} does not exist; noises count from 0")
@@ -407,9 +447,13 @@ class Run:
             raise UsageError(f"{kind}: {recipe} is not the noise that this search was given; pass it as latents=")
 
     def realize(self, recipe: Recipe) -> Array:
-        """The noise of a recipe."""
+        """The noise of a recipe.
+
+        A later driver's recipes count its own first nodes, and a stream of its own takes the place of the seed.
+        """
+        seed = self.tree.seed if self.launch is None else self.tree.stream(self.launch.node)
         roots = {index: self._noise_of_root(index) for index in roots_of(recipe)}
-        return realize(recipe, seed=self.tree.seed, shape=self.shape, roots=roots, given=self.given)
+        return realize(recipe, seed=seed, shape=self.shape, roots=roots, given=self.given)
 
     def _noise_of_root(self, number: int) -> Array:
         """The noise of a root; that of a closed one is made again, and kept from then on."""
@@ -419,7 +463,7 @@ class Run:
         if key in self.store:
             kept: Array = self.store.get(key)["noise"].cpu().numpy()
             return kept
-        noise = self.realize(self.tree.roots[number].move.noise or Fresh(number))
+        noise = self.realize(self.roots[number].move.noise or Fresh(number))
         self.store.put(key, {"noise": torch.from_numpy(noise)})
         return noise
 
@@ -428,6 +472,17 @@ class Run:
     def complete(self, group: Group) -> None:
         """A group's reply is complete (its policy is resumed at the next turn)."""
         self.completed.append(group)
+
+
+def levels_of_ancestors(schedule: Schedule, verifiers: Sequence[Verifier]) -> dict[str, int]:
+    """The levels of the clean estimates that verifiers want of ancestors, by their names in the store."""
+    return {
+        f"ancestor_x0@{ratio}": schedule.level_at(-2.0 * math.log(float(ratio)) - 1e-9)  # a level's own ratio names it
+        for verifier in verifiers
+        for need in verifier.needs
+        for kind, _, ratio in (need.partition("@"),)
+        if kind in ("ancestor_x0", "ancestor_images")
+    }
 
 
 def flatten(request: Request) -> list[Request]:

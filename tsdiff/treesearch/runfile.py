@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk, told
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.journal import Group, Journal, JournalReader
+from tsdiff.treesearch.journal import Group, Journal, JournalReader, Position
 from tsdiff.treesearch.raw import Raw
 from tsdiff.treesearch.segmentfile import DamagedRecord, Place, read, segment_numbers, segment_path
 from tsdiff.treesearch.segments import SEGMENT_BYTES, Segments
@@ -54,7 +54,7 @@ class RunFile:
         self._swept = 0
         self._sync_seconds = sync_seconds
         self._segments: Segments | None = None
-        self.tapes: dict[str, Tape] = {}
+        self.tapes: dict[tuple[str, int], Tape] = {}
         self._journal = Journal.open(folder / JOURNAL, dict(about), disk=disk)
         try:
             if self._journal.about != about:
@@ -133,20 +133,27 @@ class RunFile:
 
 
 class Tape:
-    """The records of one tree, read one by one from the journal.
+    """The records of one driver of a tree, read one by one from the journal.
+
+    Args:
+      folder: of the run.
+      tree: its ledger line.
+      after: where in the journal the driver's records begin; None for the first driver's.
 
     Attributes:
       count: records of requests that have not been read yet.
+      driver: what the record that begins it says; None for the first driver, which needs none.
       answers: of pending verifiers, by (node, value key), that no completed request has taken up.
       end: what was written when the tree had ended; None if it had not.
     """
 
-    def __init__(self, folder: Path, tree: str) -> None:
+    def __init__(self, folder: Path, tree: str, driver: dict[str, Any] | None = None, *, after: Position | None = None) -> None:
         self.folder = folder
+        self.driver = driver
         self.count = 0
         self.answers: dict[tuple[int, str], deque[dict[str, Any]]] = {}
         self.end: dict[str, Any] | None = None
-        self._requests = self._read(tree)
+        self._requests = self._read(tree, after)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """The journal holds this record of the tree."""
@@ -172,29 +179,38 @@ class Tape:
         """Read no more; closing twice is fine."""
         self._requests.close()
 
-    def _read(self, tree: str) -> Generator[tuple[dict[str, Any], str], None, None]:
+    def _read(self, tree: str, after: Position | None) -> Generator[tuple[dict[str, Any], str], None, None]:
+        """The tree's requests after a position; those of the next driver come last, and are not asked for."""
         path = self.folder / JOURNAL
-        for group in JournalReader(path):
+        for group in JournalReader(path, after=after):
             first = group.end.lines - len(group.records) + 1
             for line, record in enumerate(group.records, first):
                 if isinstance(record, dict) and record["tree"] == tree and "request" in record:
                     yield record, f"line {line} of {str(path)!r}"
 
 
-def _index(folder: Path) -> tuple[dict[str, Tape], dict[str, int], tuple[int, int]]:
-    """The tape of each tree by its ledger line, the last state of the engine's counters, and where the segments end."""
-    tapes: dict[str, Tape] = {}
+def _index(folder: Path) -> tuple[dict[tuple[str, int], Tape], dict[str, int], tuple[int, int]]:
+    """The tape of each tree's ledger line and driver, the last state of the engine's counters, and where the segments end."""
+    tapes: dict[tuple[str, int], Tape] = {}
+    present: dict[str, int] = {}
     engine: dict[str, int] = {}
     end = (0, 0)
+    before: Position | None = None
     for group in JournalReader(folder / JOURNAL):
         for record in group.records:
             assert isinstance(record, dict)
             tree = record["tree"]
-            if tree not in tapes:
-                tapes[tree] = Tape(folder, tree)
-            tapes[tree].add(record)
+            if "driver" in record:
+                present[tree] = record["driver"]["number"]
+                tapes[tree, present[tree]] = Tape(folder, tree, record["driver"], after=before)
+            else:
+                key = tree, present.get(tree, 0)
+                if key not in tapes:
+                    tapes[key] = Tape(folder, tree)
+                tapes[key].add(record)
             engine = record.get("engine", engine)
             end = tuple(record.get("segments", end))
+        before = group.end
     return tapes, engine, end
 
 

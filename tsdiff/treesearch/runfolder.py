@@ -7,6 +7,7 @@
     tree.json            the searched tree
     baseline.json        the tree of the one plain sample it is compared with
     best.png             the answer's image           baseline.png   the plain sample's
+    summary.csv          the result as a line of a table
     latents.safetensors  "node/INDEX" -> the latent of a node, float32
 
 A search of several prompts or seeds makes a folder of such folders with an `index.json`.
@@ -20,21 +21,31 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk, told, write_whole
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.strictjson import decode, in_pieces
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-FORMAT = 1
+RUN, INDEX, LOCK, TREE, BASELINE, LATENTS = "run.json", "index.json", "lock", "tree.json", "baseline.json", "latents.safetensors"
+
+SUMMARY = "summary.csv"
+PICTURES = {"best": "best.png", "baseline": "baseline.png"}
+FILES = (RUN, INDEX, LOCK, TREE, BASELINE, LATENTS, SUMMARY, *PICTURES.values(), "journal.jsonl", "inputs.safetensors", "init.png", "previews.pack")
+"""What a run folder, or a folder of those, is made of; and the folder of the journal's tensors."""
+
+UPGRADES: tuple[Callable[[str, dict[str, Any]], dict[str, Any]], ...] = ()
+"""Step i turns the JSON file of a name ("tree.json"), of format version i + 1, into one of version i + 2."""
+
+FORMAT = len(UPGRADES) + 1
 _WRITE_BYTES = 1 << 16
 PACKAGES = ("tsdiff", "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "safetensors")
 
@@ -67,74 +78,43 @@ def slug(text: str, most: int = 40) -> str:
 
 def write_json(path: Path, data: Mapping[str, Any], *, disk: Disk = LOCAL) -> None:
     """Write strict JSON (no NaN), whole or not at all. Values that are iterators become lists, and are never in memory as a whole."""
-    texts: Iterator[str] = chain(indented(data), ["\n"])
+    pieces = in_pieces(data)
     if not any(isinstance(value, Iterator) for value in data.values()):
-        texts = iter(list(texts))  # what cannot be written is told before a file is begun
-    _write(disk, path, (text.encode("utf-8", "surrogatepass") for text in texts))
-
-
-def indented(data: Mapping[str, Any]) -> Iterator[str]:
-    """What `json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)` gives, faster and in pieces."""
-    before = "{\n "
-    for key, value in data.items():
-        yield f"{before}{_key(key)}: "
-        before = ",\n "
-        if isinstance(value, Iterator):
-            ahead = "[\n  "
-            for item in value:
-                yield ahead + _text(item, "\n  ")
-                ahead = ",\n  "
-            yield "[]" if ahead.startswith("[") else "\n ]"
-        else:
-            yield _text(value, "\n ")
-    yield "\n}" if data else "{}"
-
-
-def _text(value: Any, margin: str) -> str:
-    """A value whose further lines begin with `margin`."""
-    kind = type(value)
-    if kind is int or (kind is float and isfinite(value)):
-        return repr(value)
-    if kind is not str and isinstance(value, (dict, list, tuple)):
-        inner = margin + " "
-        if isinstance(value, dict):
-            return f"{{{','.join([f'{inner}{_key(key)}: {_text(item, inner)}' for key, item in value.items()])}{margin}}}" if value else "{}"
-        return f"[{','.join([inner + _text(item, inner) for item in value])}{margin}]" if value else "[]"
-    return _word(value) if kind is bool or value is None else _plain(value)
-
-
-def _key(key: Any) -> str:
-    if isinstance(key, str):
-        return _word(key)
-    if key is None or isinstance(key, (bool, int, float)):
-        return f'"{_plain(key)}"'
-    raise TypeError(f"keys must be text, not {type(key).__name__}")
-
-
-_plain = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-_word = lru_cache(maxsize=1024, typed=True)(_plain)  # names of facts, of which there are few; true, false and null
+        pieces = iter(list(pieces))  # what cannot be written is told before a file is begun
+    write_file(path, chain(pieces, [b"\n"]), disk=disk)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of one JSON object. Raises UsageError if it is none, or of a newer format."""
+    """A file of one JSON object, as the newest format has it. Raises UsageError if it is none, or of a newer format."""
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: Any = decode(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{str(path.parent)!r} is not a run folder: it has no {path.name}") from None
     except (ValueError, OSError) as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise UsageError(f"{str(path)!r} cannot be read: it holds no JSON object")
-    if data.get("format") != FORMAT:
-        raise UsageError(f"{str(path)!r} has format {data.get('format')}, but this tsdiff reads format {FORMAT}; install a newer tsdiff")
-    return data
+    version, newest = data.get("format"), len(UPGRADES) + 1
+    if type(version) is not int or version < 1:
+        raise UsageError(f"{str(path)!r} cannot be read: it says format {version!r}, and no number from 1 on")
+    if version > newest:
+        raise UsageError(f"{str(path)!r} has format {version}, but this tsdiff reads up to format {newest}; install a newer tsdiff")
+    for step in UPGRADES[version - 1 :]:
+        data = step(path.name, data)
+    known: dict[str, Any] = data
+    return known
 
 
-def write_image(path: Path, image: Image, *, disk: Disk = LOCAL) -> None:
-    """Write a PNG, whole or not at all."""
+def write_image(path: Path, image: Image, texts: Mapping[str, str] | None = None, *, disk: Disk = LOCAL) -> None:
+    """Write a PNG, whole or not at all. `texts` are what it carries by keyword: `tEXt` chunks, or `iTXt` beyond Latin-1."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_text(keyword, text)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    _write(disk, path, [buffer.getvalue()])
+    image.save(buffer, format="PNG", pnginfo=info)
+    write_file(path, [buffer.getvalue()], disk=disk)
 
 
 def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor], *, alike: bool = False, disk: Disk = LOCAL) -> None:
@@ -165,7 +145,7 @@ def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor
     length = sum(map(len, header()))
     padding = -length % 8
     try:
-        _write(disk, path, chain([(length + padding).to_bytes(8, "little")], header(), [b" " * padding], data()))
+        write_file(path, chain([(length + padding).to_bytes(8, "little")], header(), [b" " * padding], data()), disk=disk)
     except _Unlike:
         write_latents(path, kept, read, disk=disk)
 
@@ -179,7 +159,50 @@ def _form(tensor: Tensor) -> tuple[int, str]:
     return tensor.nbytes, f'"dtype": "{_DTYPES[str(tensor.dtype)]}", "shape": {list(tensor.shape)}'
 
 
-def _write(disk: Disk, path: Path, pieces: Iterable[bytes]) -> None:
+class LatentsFile:
+    """The tensors of a safetensors file, read one by one when they are asked for; the file is not held open.
+
+    Attributes:
+      names: of the tensors, in the order of the file.
+
+    Raises:
+      UsageError: if the file is none, or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                self._header: dict[str, Any] = json.loads(file.read(min(length, size)))
+            self._header.pop("__metadata__", None)
+            self._start = 8 + length
+            ends = [entry["data_offsets"][1] for entry in self._header.values()]
+            if any(entry["dtype"] not in _NAMES for entry in self._header.values()) or self._start + max(ends, default=0) != size:
+                raise ValueError("its header does not fit its size")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
+        self.names = list(self._header)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, on the CPU. Raises KeyError if there is none of that name, UsageError if it cannot be read."""
+        import torch
+
+        entry = self._header[name]
+        first, end = entry["data_offsets"]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._start + first)
+                data = bytearray(file.read(end - first))
+        except OSError as error:
+            raise UsageError(f"{str(self.path)!r} cannot be read: {error}") from None
+        dtype: torch.dtype = getattr(torch, _NAMES[entry["dtype"]])
+        return torch.frombuffer(data, dtype=torch.uint8).view(dtype).reshape(entry["shape"]) if data else torch.empty(entry["shape"], dtype=dtype)
+
+
+def write_file(path: Path, pieces: Iterable[bytes], *, disk: Disk = LOCAL) -> None:
+    """Write a file, whole or not at all. Raises UsageError, SetupError if it cannot be written."""
     try:
         write_whole(disk, path, _gathered(pieces))
     except OSError as error:
@@ -201,6 +224,7 @@ def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+_NAMES = {name: dtype.removeprefix("torch.") for dtype, name in _DTYPES.items()}
 
 
 def _raw(tensor: Tensor) -> bytes:
@@ -253,6 +277,12 @@ def revision() -> str | None:
         return None
 
 
+def lock_path(folder: Path) -> Path:
+    """The lock that guards a run: its own, or that of the search of several runs that it belongs to."""
+    several = (folder.parent / INDEX).exists() and not (folder / INDEX).exists() and (folder.parent / LOCK).exists()
+    return (folder.parent if several else folder) / LOCK
+
+
 def read_tree(folder: Path) -> dict[str, Any]:
-    """The saved tree of a run folder."""
-    return read_json(folder / "tree.json")
+    """The saved tree of a run folder, as it is written down; `tsdiff.load_run` reads runs with all that belongs to them."""
+    return read_json(folder / TREE)

@@ -120,7 +120,7 @@ class Scoring:
         sampler, levels, self.memo = _lookahead(run, node, request)
         draft = run.drafts.get(self.memo)
         if draft is None:
-            leaf = grow(run, node, Move("denoise", levels, solver=run.tree.solver.ode), node.stream, 0, draft=True)
+            leaf = grow(run, node, Move("denoise", levels, solver=run.tree.solver.ode), run.tree.stream(node), 0, draft=True)
             draft = run.drafts[self.memo] = Draft(leaf)
             denoise(self.growth, run, [(node, levels, leaf)], sampler, None, None, draft.arrived)
         self.source = draft.leaf
@@ -163,6 +163,9 @@ class Scoring:
                 reasons[need] = reason or "it could not be decoded"
             else:
                 pictures[need] = pixels
+                if need == "images":
+                    with self.growth.timed("previews"):
+                        self.growth.batches.recorder.decoded(run, self.source, pixels)
             if len(pictures) + len(reasons) < len(wanted):
                 return
             if "images" in reasons:

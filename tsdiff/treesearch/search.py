@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.basepool import Calibrated, calibrate
 from tsdiff.treesearch.disk import LOCAL, Disk
-from tsdiff.treesearch.durable import LOCK, RunFolders
+from tsdiff.treesearch.durable import RunFolders
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Forest
+from tsdiff.treesearch.loading import first_noise, load_models, pixels, settings
 from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.node import Node
-from tsdiff.treesearch.noise import Recipe, Torch
 from tsdiff.treesearch.plan import Plan, prepare
 from tsdiff.treesearch.pools import KIND
-from tsdiff.treesearch.protocols import Allocator, BoundVerifier, Condition, DiffusionModel, Policy, Search, TreeView
+from tsdiff.treesearch.previews import PreviewWriter
+from tsdiff.treesearch.protocols import Allocator, Condition, DiffusionModel, Policy, Search, TreeView
 from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.requests import Denoise, Draw, Score
@@ -29,7 +30,7 @@ from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.results import Failure, Result, Results, to_pil
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS
-from tsdiff.treesearch.runfolder import claim_folder, environment, write_latents
+from tsdiff.treesearch.runfolder import LOCK, claim_folder, environment, write_latents
 from tsdiff.treesearch.store import Store, remove_scratch
 from tsdiff.treesearch.tree import Tree
 
@@ -88,14 +89,16 @@ def search(
       target: a score that is good enough, for allocators: a search that has reached it gets nothing more.
       seed: one seed, or several: each prompt is searched under each.
       callback: called with a `Progress` after every batch.
-      **options: `steps`, `solver`, `eta`, `guidance_scale`, `guidance_rescale`, `guidance_interval`,
+      **options: `steps`, `solver`, `eta`, `guidance_scale`, `true_cfg_scale`, `guidance_rescale`, `guidance_interval`,
         `negative_prompt`, `class_label`, `prompt_embeds` and `negative_prompt_embeds` ((tokens, width)),
         `condition_extra` (of the model family, e.g. `{"clip_skip": 1}`), `height`, `width`, `init_image`, `strength`,
         `latents` (unit noise of root 0), `initial_noise="torch"` (root 0 is what
         `pipe(generator=torch.Generator().manual_seed(seed))` draws), `helpers` (other models by name), `seconds`,
         `baseline`, `deterministic`, `max_batch`, `memory_limit` (bytes), `device`, `dtype`, `offline`, `revision`,
-        `variant`, `strict_scheduler`, `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
-        (whose latents are kept there of nodes that were released: "all", "path", "leaves" or "none").
+        `variant`, `strict_scheduler`, `lora` (files "PATH" or "PATH:SCALE" that are merged into the weights), `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
+        (whose latents are kept there of nodes that were released: "all", "path", "leaves" or "none"), `previews` (of
+        which nodes that were decoded for a verifier small pictures are kept there: "kept" for those that `keep` names,
+        "all" or "none"), `metadata` (False writes images without their history).
 
     Returns:
       A `Result` for one prompt and one seed, `Results` for several.
@@ -161,32 +164,29 @@ def execute(
 
     with ExitStack() as stack:
         try:
-            model = plan.model.load()
-            models: dict[str | None, DiffusionModel] = {None: model}
-            models.update({name: outline.load() for name, outline in plan.helpers.items()})
-            for verifier in plan.verifiers:
-                if isinstance(verifier, BoundVerifier):
-                    verifier.require_model(model.fingerprint, model.latent_shape(plan.size), plan.schedule.kind)
-                verifier.prepare(model.device)
+            models = load_models(plan)
+            model = models[None]
             if into is not None:
                 remove_scratch(into)
             store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
             stack.callback(store.close)
-            stack.enter_context(_settings(plan.limits.deterministic))
-            collector.calibrated = calibrate(plan, model, None if plan.image is None else _pixels(plan.image), collector.trees.append, progress)
+            stack.enter_context(settings(plan.limits.deterministic))
+            collector.calibrated = calibrate(plan, model, None if plan.image is None else pixels(plan.image), collector.trees.append, progress)
         except BaseException:
             if folder is not None and into is None:
                 folder.rmdir()  # nothing has been written into it yet
             raise
         recorder: FileRecorder | None = None
+        previews = PreviewWriter(plan.previews, plan.keep_latents)
         if folder is not None:
             if into is None:
                 stack.enter_context(Lock(folder / LOCK, disk=disk))
             folders = collector.folders = RunFolders(plan, folder, model.fingerprint, disk=disk)
             folders.begin_all()
             begun(folder)
-            recorder = FileRecorder(folders.begin, folders.about, folders.opened, disk=disk, sync_seconds=sync_seconds)
+            recorder = FileRecorder(folders.begin, folders.about, folders.opened, disk=disk, sync_seconds=sync_seconds, previews=previews)
             stack.callback(recorder.close)
+            stack.callback(previews.close)
         engine = Engine(plan.limits, store, recorder=recorder, expected_rows=plan.rows_upper, progress=progress, stop=stop)
         if recorder is not None:
             recorder.ledger = engine.ledger
@@ -203,7 +203,8 @@ def execute(
         if recorder is not None:
             _count_lost(engine, collector.trees)
         results, failures = collector.finish()
-        notices = tuple(line for line in model.notices if line not in plan.notices)
+        previews.close()
+        notices = (*(line for line in model.notices if line not in plan.notices), *filter(None, [previews.notice]))
         done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices, forest, collector.calibrated)
         if collector.folders is not None:
             collector.folders.finish_all(_index(done))
@@ -239,7 +240,7 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
         drive = forest.drive
     else:
         drive = plan.policy.search
-    pixels = None if plan.image is None else _pixels(plan.image)
+    image = None if plan.image is None else pixels(plan.image)
     given = None if plan.given is None else plan.given.numpy()
     for c, condition in enumerate(plan.conditions):
         for s, seed in enumerate(plan.seeds):
@@ -259,8 +260,8 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
                     size=plan.size,
                     name=f"policy {plan.policy.name}" if line == "search" else "the baseline",
                     given=given,
-                    first=_first(plan.first, seed),
-                    image=pixels,
+                    first=first_noise(plan.first, seed),
+                    image=image,
                     keep=plan.out is not None and plan.keep_latents in ("all", "path") and line == "search",
                     on_end=ended if line == "search" else collector.ended,
                 )
@@ -269,17 +270,6 @@ def _runs(plan: Plan, models: Mapping[str | None, DiffusionModel], collector: _C
                 collector.assign(run, (c, s))
                 pair.append(run)
             yield tuple(pair)
-
-
-def _first(recipe: Recipe | None, seed: int) -> Recipe | None:
-    return Torch(seed) if isinstance(recipe, Torch) else recipe
-
-
-def _pixels(image: Any) -> Tensor:
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0).permute(2, 0, 1).contiguous()
 
 
 class _Collector:
@@ -338,8 +328,7 @@ class _Collector:
         result.options = self.plan.to_json() | {"typed": dict(self.plan.typed), "environment": self.environment}
         if self.folders is not None:
             if searched.done:
-                result.found(self.folders.path(place))
-                self.folders.tidy(place)
+                self.folders.found(place, result)
             else:
                 self.folders.finish(place, result)
         self.results[place] = result
@@ -386,21 +375,3 @@ def _index(done: Results) -> dict[str, Any]:
         "runs": [result.to_json() for result in done],
         "failures": [{"prompt": failure.prompt, "seed": failure.seed, "error": failure.message} for failure in done.failures],
     }
-
-
-@contextmanager
-def _settings(deterministic: bool) -> Iterator[None]:
-    """torch's global switches for bit-stable kernels, restored afterwards."""
-    import torch
-
-    if not deterministic:
-        yield
-        return
-    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = before[2]

@@ -1,10 +1,12 @@
 """A file of tensors: records one after another, each checked when it is read and found again by its place.
 
+Records of other types have the same shape, with other facts in their header (`tsdiff.treesearch.previewfile`).
+
 A record begins at a multiple of 64 bytes and is, with numbers little-endian:
 
     bytes   what
     4       "TSDR"
-    2, 2    format version 1, type 1 (a tensor; records of other types are passed over)
+    2, 2    format version 1, type 1 (a tensor; 2 is a preview; records of other types are passed over)
     4, 8    segment and byte offset that it was written at, so that a record in a wrong place shows
     4, 8    H and P, the bytes of header and payload
     H       {"key":"...","dtype":"float32","shape":[4,64,64]}, then spaces
@@ -27,18 +29,18 @@ from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
-from tsdiff.treesearch.disk import unread
+from tsdiff.treesearch.disk import Bytes, unread
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.raw import Raw
 from tsdiff.treesearch.strictjson import decode, encode
 
 VERSION = 1
+TENSOR, PREVIEW = 1, 2
+ALIGN = 64
 
 _MAGIC = b"TSDR"
-_TENSOR = 1
 _FIXED = struct.Struct("<4sHHIQIQ")
 _CRC = struct.Struct("<I")
-_ALIGN = 64
 _NAME = re.compile(r"(\d{5,})\.seg")
 _MAX_HEADER = 1 << 20
 _CHUNK = 1 << 20
@@ -108,13 +110,19 @@ def segment_numbers(folder: Path) -> list[int]:
 def write_record(segment: int, offset: int, key: str, raw: Raw) -> bytes:
     """The bytes of a record that will stand at a byte offset of a segment."""
     text = b'{"key":%b%b' % (encode(key), _form(raw.dtype, raw.shape))
-    text += b" " * (-(_FIXED.size + len(text) + _CRC.size) % _ALIGN)
-    if len(text) > _MAX_HEADER:
+    if len(text) > _MAX_HEADER - ALIGN:
         raise UsageError(f"a key of {len(key)} characters is too long to store a tensor under")
-    head = _FIXED.pack(_MAGIC, VERSION, _TENSOR, segment, offset, len(text), raw.data.nbytes) + text
+    return seal(TENSOR, segment, offset, text, raw.data)
+
+
+def seal(kind: int, segment: int, offset: int, text: bytes, data: Bytes) -> bytes:
+    """The bytes of a record of any type, with header text and payload, that will stand at a byte offset of a segment."""
+    size = memoryview(data).nbytes
+    text += b" " * (-(_FIXED.size + len(text) + _CRC.size) % ALIGN)
+    head = _FIXED.pack(_MAGIC, VERSION, kind, segment, offset, len(text), size) + text
     head += _CRC.pack(zlib.crc32(head))
-    check = _CRC.pack(zlib.crc32(raw.data, zlib.crc32(head)))
-    return b"".join((head, raw.data, check, b"\0" * (-(raw.data.nbytes + _CRC.size) % _ALIGN)))
+    check = _CRC.pack(zlib.crc32(data, zlib.crc32(head)))
+    return b"".join((head, data, check, b"\0" * (-(size + _CRC.size) % ALIGN)))
 
 
 @lru_cache(maxsize=64)
@@ -135,13 +143,13 @@ def read(folder: Path, place: Place) -> tuple[str, Raw]:
         with path.open("rb") as file:
             file.seek(place.offset)
             record = BytesIO(file.read(place.size))
-        header = _header_at(record, path, place.segment, place.offset, base=place.offset)
-        if header.kind != _TENSOR:
-            raise _Flaw("the record there is no tensor")
+        header = header_at(record, path, place.segment, place.offset, base=place.offset)
+        if header.kind != TENSOR:
+            raise Flaw("the record there is no tensor")
         if header.size != place.size:
-            raise _Flaw(f"it has {header.size} bytes instead of {place.size}")
-        return header.key, Raw(header.dtype, header.shape, _payload(record, header))
-    except _Flaw as flaw:
+            raise Flaw(f"it has {header.size} bytes instead of {place.size}")
+        return header.key, Raw(header.dtype, header.shape, payload_at(record, header))
+    except Flaw as flaw:
         raise DamagedRecord(f"the tensor at byte {place.offset} of {str(path)!r} is lost: {flaw}") from None
     except FileNotFoundError:
         raise DamagedRecord(f"the tensor at byte {place.offset} of {str(path)!r} is lost: the file is gone") from None
@@ -175,31 +183,34 @@ def scan_segment(folder: Path, number: int, *, verify: bool = True) -> Iterator[
         while offset < size:
             after: int | None = None
             try:
-                header = _header_at(file, path, number, offset)
+                header = header_at(file, path, number, offset)
                 if offset + header.size > size:
                     after = size
-                    raise _Flaw("it is cut short")
+                    raise Flaw("it is cut short")
                 after = offset + header.size
                 if verify:
-                    _payload(file, header)
-                if header.kind == _TENSOR:
+                    payload_at(file, header)
+                if header.kind == TENSOR:
                     yield Entry(Place(number, offset, header.size), header.key, header.dtype, header.shape)
-            except _Flaw as flaw:
+            except Flaw as flaw:
                 if after is None:
-                    after = _next_record(file, path, number, offset + _ALIGN, size)
+                    after = next_record(file, path, number, offset + ALIGN, size)
                 yield Damage(number, offset, after - offset, after == size, str(flaw))
             offset = after
 
 
-class _Flaw(Exception):
+class Flaw(Exception):
     """What is wrong with a record."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class Header:
     """The facts of a record's header.
 
     Attributes:
+      kind: its type.
+      key, dtype, shape: of a tensor.
+      text: the header text of any other type.
       payload: bytes of the payload.
       size: bytes of the whole record.
       crc: checksum of all bytes before the payload.
@@ -212,42 +223,43 @@ class _Header:
     payload: int
     size: int
     crc: int
+    text: bytes = b""
 
 
-def _header_at(file: FileIO | BytesIO, path: Path, segment: int, offset: int, *, base: int = 0) -> _Header:
+def header_at(file: FileIO | BytesIO, path: Path, segment: int, offset: int, *, base: int = 0) -> Header:
     """The header at a byte offset of a segment, of which `file` holds what follows `base`; afterwards it stands at the payload.
 
-    Raises _Flaw.
+    Raises Flaw.
     """
     file.seek(offset - base)
     fixed = _exactly(file, _FIXED.size)
     magic, version, kind, of_segment, at_offset, length, payload = _FIXED.unpack(fixed)
     if magic != _MAGIC or length > _MAX_HEADER:
-        raise _Flaw("no record begins there")
+        raise Flaw("no record begins there")
     head = fixed + _exactly(file, length + _CRC.size)
     if _CRC.unpack(head[-_CRC.size :])[0] != zlib.crc32(head[: -_CRC.size]):
-        raise _Flaw("the checksum of its header is wrong")
+        raise Flaw("the checksum of its header is wrong")
     if version > VERSION:
         raise UsageError(f"{str(path)!r} has format {version}, but this tsdiff reads up to format {VERSION}; install a newer tsdiff")
     if (of_segment, at_offset) != (segment, offset):
-        raise _Flaw("the record there belongs to another place")
+        raise Flaw("the record there belongs to another place")
     size = len(head) + payload + _CRC.size
-    size += -size % _ALIGN
-    if kind != _TENSOR:
-        return _Header(kind, "", "", (), payload, size, zlib.crc32(head))
+    size += -size % ALIGN
+    if kind != TENSOR:
+        return Header(kind, "", "", (), payload, size, zlib.crc32(head), bytes(head[_FIXED.size : -_CRC.size]))
     try:
         facts: Any = decode(bytes(head[_FIXED.size : -_CRC.size]))
-        return _Header(kind, str(facts["key"]), str(facts["dtype"]), tuple(facts["shape"]), payload, size, zlib.crc32(head))
+        return Header(kind, str(facts["key"]), str(facts["dtype"]), tuple(facts["shape"]), payload, size, zlib.crc32(head))
     except (ValueError, KeyError, TypeError) as error:
-        raise _Flaw(f"its header makes no sense ({error})") from None
+        raise Flaw(f"its header makes no sense ({error})") from None
 
 
-def _payload(file: FileIO | BytesIO, header: _Header) -> memoryview:
-    """The payload that follows a header. Raises _Flaw."""
+def payload_at(file: FileIO | BytesIO, header: Header) -> memoryview:
+    """The payload that follows a header. Raises Flaw."""
     data = _exactly(file, header.payload + _CRC.size)
     payload = memoryview(data)[: header.payload]
     if _CRC.unpack(data[header.payload :])[0] != zlib.crc32(payload, header.crc):
-        raise _Flaw("its checksum is wrong")
+        raise Flaw("its checksum is wrong")
     return payload
 
 
@@ -257,21 +269,21 @@ def _exactly(file: FileIO | BytesIO, size: int) -> bytearray:
     while len(rest):
         count = file.readinto(rest)
         if not count:
-            raise _Flaw("it is cut short")
+            raise Flaw("it is cut short")
         rest = rest[count:]
     return data
 
 
-def _next_record(file: FileIO, path: Path, number: int, start: int, size: int) -> int:
+def next_record(file: FileIO, path: Path, number: int, start: int, size: int) -> int:
     """Where the next record with an intact header begins, from a multiple of 64 bytes on; the file's size if none does."""
     for base in range(start, size, _CHUNK):
         file.seek(base)
         data = file.read(_CHUNK)
         found = data.find(_MAGIC)
         while found >= 0:
-            if found % _ALIGN == 0:
-                with suppress(_Flaw):  # bytes that only look like a record
-                    _header_at(file, path, number, base + found)
+            if found % ALIGN == 0:
+                with suppress(Flaw):  # bytes that only look like a record
+                    header_at(file, path, number, base + found)
                     return base + found
             found = data.find(_MAGIC, found + 1)
     return size

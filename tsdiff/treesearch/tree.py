@@ -6,7 +6,9 @@ The engine grows it; a policy reads it (`TreeView`). It holds no tensor.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Budget, TreeLedger
@@ -18,6 +20,20 @@ from tsdiff.treesearch.schedule import Schedule, SolverInfo
 if TYPE_CHECKING:
     import networkx as nx
     import numpy as np
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+def best_node(nodes: Iterable[AnyNode], last: int, key: str) -> AnyNode | None:
+    """The finished node (of level `last`) with the highest score under a value key; ties go to the first; None if there is none."""
+    best: AnyNode | None = None
+    highest = -math.inf
+    for node in nodes:
+        if node.level == last and not node.draft and not node.failed:
+            score = node.score(key)
+            if score is not None and score > highest:
+                best, highest = node, score
+    return best
 
 
 _STRICT = json.JSONEncoder(allow_nan=False).encode
@@ -33,6 +49,10 @@ class Tree:
       verifier: name of the verifier that steers; `best()` goes by it.
       nfe: limit on network evaluations, None for none.
       line: the ledger line this tree is booked on: "search" or "baseline".
+
+    Attributes:
+      driver: who grows it now: 0 is its search; whatever goes on from a saved tree is a later driver, whose streams, ids
+        and generators are its own, so that they follow from its number and not from what others have done.
     """
 
     def __init__(
@@ -52,6 +72,7 @@ class Tree:
         self.seed = seed
         self.verifier = verifier
         self.line = line
+        self.driver = 0
         self.budget = Budget(nfe)
         self.ledger = TreeLedger()
         self.nodes: list[Node] = []
@@ -66,16 +87,12 @@ class Tree:
     def best(self, verifier: str | None = None) -> Node | None:
         """The finished node with the highest score (ties: the oldest); None while there is none."""
         key = self.verifier if verifier is None else verifier
-        if key in self._leaders and key not in self._unsure:
-            return self._leaders[key]
-        best: Node | None = None
-        for node in self.nodes:
-            if self._leads(node, best, key):
-                best = node
-        if key in self._leaders:
-            self._leaders[key] = best
+        if key not in self._leaders:
+            return best_node(self.nodes, self.schedule.last, key)
+        if key in self._unsure:
+            self._leaders[key] = best_node(self.nodes, self.schedule.last, key)
             self._unsure.discard(key)
-        return best
+        return self._leaders[key]
 
     def _leads(self, node: Node, best: Node | None, key: str) -> bool:
         """Whether a node is a finished one with a higher score than the best so far (ties: the older)."""
@@ -102,7 +119,7 @@ class Tree:
 
     def rng(self, *purpose: int | str) -> np.random.Generator:
         """A random generator of the policy's own; the same stateful object for the same purpose."""
-        key = derive(self.seed, "rng", *purpose)
+        key = derive(self.seed, "rng", *(("driver", self.driver) if self.driver else ()), *purpose)
         if key not in self._generators:
             self._generators[key] = generator(key)
         return self._generators[key]
@@ -123,16 +140,21 @@ class Tree:
     def add_root(self, move: Move, level: int = 0) -> Node:
         """A new root; the i-th has stream H(seed, "draw", i) whatever its noise recipe."""
         stream = derive(self.seed, "draw", len(self.roots))
-        node = Node(len(self.nodes), derive(stream, "root", move.kind), stream, None, move, level)
+        node = Node(len(self.nodes), derive(stream, "root", move.kind), stream, None, move, level, driver=self.driver)
         self.nodes.append(node)
         self.roots.append(node)
         return node
 
     def add_child(self, parent: Node, move: Move, stream: int, *path: int | str) -> Node:
         """A new child; `path` tells it apart from its siblings and makes its id."""
-        node = Node(len(self.nodes), derive(parent.id, move.kind, *move.levels, *path), stream, parent, move, move.levels[-1])
+        own = () if parent.driver == self.driver else ("driver", self.driver)
+        node = Node(len(self.nodes), derive(parent.id, move.kind, *move.levels, *own, *path), stream, parent, move, move.levels[-1], driver=self.driver)
         self.nodes.append(node)
         return node
+
+    def stream(self, node: Node) -> int:
+        """The stream that a node's children derive theirs from: its own, salted where another driver made it."""
+        return node.stream if node.driver == self.driver else derive(node.stream, "driver", self.driver)
 
     def next_child(self, node: Node, *kind: Any) -> int:
         """Count up and return the number of earlier children of a kind."""
@@ -157,14 +179,9 @@ class Tree:
                 graph.add_edge(node.parent.index, node.index, kind=node.move.kind)
         return graph
 
-    def to_json(self) -> dict[str, Any]:
-        """The tree as strict JSON; seconds, padding and probes are not part of it."""
-        return self.facts() | {"nodes": [node.to_json() for node in self.nodes]}
-
-    def facts(self) -> dict[str, Any]:
-        """What `to_json` says beside the nodes."""
+    def head(self) -> dict[str, Any]:
+        """What the tree is from its beginning, as strict JSON."""
         return {
-            "format": 1,
             "prompt": self.condition.prompt,
             "negative_prompt": self.condition.negative_prompt,
             "class": self.condition.class_label,
@@ -179,6 +196,17 @@ class Tree:
                 "alpha": list(self.schedule.alpha),
                 "sigma": list(self.schedule.sigma),
             },
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The tree as strict JSON; seconds, padding and probes are not part of it."""
+        return self.facts() | {"nodes": [node.to_json() for node in self.nodes]}
+
+    def facts(self) -> dict[str, Any]:
+        """What `to_json` says beside the nodes."""
+        return {
+            "format": 1,
+            **self.head(),
             "ledger": self.ledger.to_json(),
             "notes": self.notes,
         }

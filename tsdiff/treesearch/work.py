@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.node import Node, Value
-from tsdiff.treesearch.noise import Recipe, step_noise
+from tsdiff.treesearch.noise import step_noise
 from tsdiff.treesearch.protocols import Condition, DiffusionModel, Row, Sampler, Verifier
 from tsdiff.treesearch.run import Binding, Group, Run
 from tsdiff.treesearch.schedule import Schedule
@@ -55,7 +55,7 @@ class Chain:
     Attributes:
       position: index into `levels` of the level that `latents` stand at.
       stage: 0, or 1 while a two-stage solver waits for its corrector's evaluation.
-      noise: recipe of the single step's noise, None for the noise of the child's stream.
+      noise: makes the single step's noise, None for the noise of the child's stream.
       captured: clean estimates to remember, by name in the store.
       then: called when the child has its latent, or has failed.
     """
@@ -69,7 +69,7 @@ class Chain:
     history: tuple[Tensor, ...]
     history_level: int
     captured: dict[str, Tensor]
-    noise: Recipe | None
+    noise: Callable[[], Array] | None
     then: Callable[[], None]
     position: int = 0
     stage: int = 0
@@ -87,7 +87,7 @@ class Chain:
     def draw(self) -> Array:
         """Noise of the step in progress, float32 (num_noise, ...)."""
         if self.noise is not None:
-            return self.run.realize(self.noise)[None]
+            return self.noise()[None]
         return step_noise(self.child.stream, self.next, self.run.shape, self.sampler.solver.num_noise)
 
 

@@ -19,7 +19,7 @@ from tsdiff.verifiers import clip_network
 from tsdiff.verifiers.checkpoints import check_file, check_shapes, read_state_dict
 from tsdiff.verifiers.clip_files import Source
 from tsdiff.verifiers.clip_source import locate
-from tsdiff.verifiers.neural import Neural, answered, sighted
+from tsdiff.verifiers.neural import FeatureVerifier, answered, sighted
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ PLACES = {"linear": (0, 2, 4, 6, 7), "relu": (0, 3, 6, 9, 11)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aesthetic(Neural):
+class Aesthetic(FeatureVerifier):
     """How pleasing an image is, whatever it shows: LAION's aesthetic predictor, nominally 1 to 10, usually 3 to 7.5.
 
     The head reads the image's CLIP features of length 1. Its file is one of the published layouts, told apart by the
@@ -115,7 +115,7 @@ class Aesthetic(Neural):
     def values(self, images: Tensor) -> Tensor:
         """Scores (B,) of images (B, 3, H, W) in [0, 1], with gradients if the images have them."""
         predictor: Predictor = self._network
-        return predictor.head(predictor.clip.image_features(images))
+        return predictor.head(predictor.image_features(images))
 
 
 class Head:
@@ -176,6 +176,10 @@ class Predictor:
     def device(self) -> torch.device:
         """Where both are."""
         return self.clip.device
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """What the head reads of images (B, 3, H, W): features (B, d) of length 1."""
+        return self.clip.image_features(images)
 
     def to(self, device: str) -> None:
         """Move both."""

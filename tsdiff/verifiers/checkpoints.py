@@ -145,6 +145,17 @@ def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ..
     refuse_weights(where, wrong, advice)
 
 
+def check_finite(module: nn.Module, where: str) -> None:
+    """Refuse weights with NaN or infinities, as a damaged file may hold: every score would fail in the middle of a search.
+
+    Raises:
+      UsageError: naming the file and the first such tensor.
+    """
+    damaged = [key for key, tensor in module.state_dict().items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    if damaged:
+        raise UsageError(f"{where} holds numbers that are not finite ({damaged[0]}{', ...' if damaged[1:] else ''}); copy or download it again")
+
+
 def refuse_weights(where: str, wrong: Mapping[str, Sequence[str]], advice: str = ADVICE) -> None:
     """Raise UsageError if any tensor is wrong: `wrong` lists names by what is wrong with them."""
     told = [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" for what, names in wrong.items() if names]

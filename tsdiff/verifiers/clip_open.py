@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import SetupError, UsageError
-from tsdiff.verifiers.checkpoints import cached_file, check_weights, read_state_dict
+from tsdiff.verifiers.checkpoints import cached_file, check_finite, check_weights, read_state_dict
 from tsdiff.verifiers.clip_files import Source
 from tsdiff.verifiers.clip_images import from_open_clip
 from tsdiff.verifiers.clip_towers import Towers
@@ -28,6 +28,7 @@ def load(source: Source) -> Towers:
     with quiet_libraries():
         module = _build(source)
         _load_weights(module, source)
+        _spare_last_block(module.visual)
         tokenize = _tokenizer(module, source)
     return Towers(
         module,
@@ -88,6 +89,29 @@ def _load_weights(module: nn.Module, source: Source) -> None:
     check_weights(state, module, str(path))
     with torch.no_grad():
         module.load_state_dict(state, strict=True)
+    check_finite(module, f"clip: {path}")
+
+
+def _spare_last_block(visual: nn.Module) -> None:
+    """Where a ViT answers by its class token, its last block computes that token alone: the others' would be thrown away.
+
+    The same numbers up to rounding, for a seventh less work with 6 blocks, a thirteenth with 12.
+    """
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    if type(visual) is not VisionTransformer or visual.pool_type != "tok" or visual.attn_pool is not None or not visual.transformer.batch_first:
+        return
+    last: Any = visual.transformer.resblocks[-1]
+    if type(last) is ResidualAttentionBlock:
+        last.forward = partial(_class_token, last)
+
+
+def _class_token(block: Any, tokens: Tensor, attn_mask: None = None) -> Tensor:
+    """The class token (B, 1, w) after a residual attention block, of all tokens (B, n, w); images have no mask."""
+    normed, token = block.ln_1(tokens), tokens[:, :1]
+    token = token + block.ls_1(block.attn(normed[:, :1], normed, normed, need_weights=False)[0])
+    after: Tensor = token + block.ls_2(block.mlp(block.ln_2(token)))
+    return after
 
 
 def _tokenizer(module: Any, source: Source) -> Any:

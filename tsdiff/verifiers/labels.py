@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
 from tsdiff.treesearch.protocols import Candidates, Condition, Scores
-from tsdiff.verifiers.neural import Neural, answered, sighted
+from tsdiff.verifiers.neural import FeatureVerifier, answered, sighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ def class_scores(logits: Tensor, classes: Sequence[int], scale: Literal["log-pro
     return scores.exp() if scale == "probability" else scores
 
 
-class Classifier(Neural):
+class Classifier(FeatureVerifier):
     """A network that scores an image for the condition's class; `scale` says how."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"images", "conditions"})

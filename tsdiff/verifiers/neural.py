@@ -113,6 +113,19 @@ class Neural(ABC):
         return dict(self._state["sha256"])
 
 
+class FeatureVerifier(Neural, ABC):
+    """A verifier whose network has features of pictures, by which others may compare them too (`hacking-report --features`)."""
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Features (B, d), float32 of length 1, of images (B, 3, H, W) in [0, 1]; differentiable.
+
+        Raises:
+          UsageError: before `prepare`, or for another shape.
+        """
+        features: Tensor = self._network.image_features(images)
+        return features
+
+
 def sighted(images: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) that a network can be shown, and which rows (B,) they really are.
 

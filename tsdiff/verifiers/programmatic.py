@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.parameters import check, parameter
 from tsdiff.treesearch.protocols import Candidates, Condition, Scores
+from tsdiff.verifiers.neural import answered, sighted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +43,14 @@ class _Formula(ABC):
         """Any condition will do: only pixels are read."""
 
     def score(self, candidates: Candidates) -> Scores:
-        """Score every row on its own; values are a float32 tensor (B,) on the images' device."""
+        """Score every row on its own; values are a float32 tensor (B,) on the images' device.
+
+        An image whose pixels are not all finite fails alone.
+        """
         import torch
 
-        return Scores(torch.stack([self.value(image.float().contiguous()) for image in candidates.images.unbind()]))
+        images, finite = sighted(candidates.images)
+        return answered(torch.stack([self.value(image.float().contiguous()) for image in images.unbind()]), finite)
 
     @abstractmethod
     def value(self, image: Tensor) -> Tensor:

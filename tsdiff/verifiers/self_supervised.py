@@ -16,14 +16,14 @@ from tsdiff.treesearch.protocols import Candidates, Need, Scores
 from tsdiff.verifiers.clip_files import Source
 from tsdiff.verifiers.dino_network import DinoSource
 from tsdiff.verifiers.features import FeatureNetwork, load, locate
-from tsdiff.verifiers.neural import Neural, answered, sighted
+from tsdiff.verifiers.neural import FeatureVerifier, answered, sighted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Consistency(Neural, ABC):
+class _Consistency(FeatureVerifier, ABC):
     """The cosine of the features of a node's own clean estimate and of an ancestor's at a fixed signal-to-noise ratio."""
 
     features: Literal["dino", "clip"] = parameter("dino", help="the kind of network that pictures are compared by")

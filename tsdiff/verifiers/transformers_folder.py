@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.verifiers.checkpoints import check_file, read_json, refuse_weights
+from tsdiff.verifiers.checkpoints import check_file, check_finite, read_json, refuse_weights
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -58,7 +58,7 @@ def load_model(cls: Any, config: Any, folder: Path, weights: tuple[Path, ...], w
       spare: names of tensors that nothing computes with here, and that may therefore be missing.
 
     Raises:
-      UsageError: naming the files and the first tensors that are wrong.
+      UsageError: naming the files and the first tensors that are wrong, or not finite.
     """
     import torch
     from safetensors import SafetensorError
@@ -73,7 +73,9 @@ def load_model(cls: Any, config: Any, folder: Path, weights: tuple[Path, ...], w
     mismatched = [f"{key} {tuple(have)} instead of {tuple(wanted)}" for key, have, wanted in sorted(told["mismatched_keys"])]
     missing = sorted(key for key in told["missing_keys"] if not key.endswith(spare))
     wrong = {"missing": missing, "unexpected": sorted(told["unexpected_keys"]), "of another shape": mismatched}
-    refuse_weights(", ".join(map(str, weights)), wrong)
+    files = ", ".join(map(str, weights))
+    refuse_weights(files, wrong)
+    check_finite(module, f"{who}: {files}")
     return module
 
 

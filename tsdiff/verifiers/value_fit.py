@@ -144,11 +144,14 @@ def load_network(path: Path, config: ValueConfig, dtype: str = "float32") -> Val
     """The network of a folder's weights, on the CPU.
 
     Raises:
-      UsageError: if the file is damaged or is not the one that the config belongs to.
+      UsageError: if the file cannot be read, is damaged or is not the one that the config belongs to.
     """
     import hashlib
 
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"value: {str(path)!r} cannot be read ({error.strerror}); check its rights, or fit the value again") from None
     if hashlib.sha256(data).hexdigest() != config.sha256:
         raise UsageError(f"value: {str(path)!r} is damaged, or belongs to another value (its SHA-256 is not the one that {path.with_suffix('.json').name} names); fit the value again")
     network = ValueNetwork(config.latent_shape, len(config.words), config.width)

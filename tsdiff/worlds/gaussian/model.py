@@ -59,7 +59,7 @@ def outline(reference: str, options: LoadOptions) -> GaussianModel:
         raise UsageError(f"dtype is {options.dtype} but the model 'gaussian' has no weights to store; use float32 or auto")
     device = "cpu" if options.device == "auto" else options.device
     chosen = preset(name)
-    demo = Demo(prompt_near(chosen.mixture.means[chosen.good]), "gaussian-target") if name == DEFAULT_PRESET else None
+    demo = Demo(prompt_near(chosen.mixture.means[chosen.good]), ("gaussian-target",)) if name == DEFAULT_PRESET else None
     return GaussianModel(chosen.mixture, process, class_names=chosen.class_names, name=reference, device=device, demo=demo)  # type: ignore[arg-type]
 
 

@@ -223,4 +223,5 @@ def warn(text: str) -> None:
     """Issue one `PromptWarning` if a text says what this world cannot show."""
     message = explain(text)
     if message is not None:
-        warnings.warn(PromptWarning(message), stacklevel=2)
+        # Told once a prompt, although a model and its verifiers all ask: Python shows a warning once a place, here this one.
+        warnings.warn(PromptWarning(message), stacklevel=1)

@@ -21,7 +21,7 @@ class ShapesOutline(StableDiffusionOutline):
     """A model of the shapes world. Any text will do; words that the world does not have are warned of."""
 
     default_guidance_scale = 2.0
-    demo = Demo("a red circle left of a blue square", "shapes-clip")
+    demo = Demo("a red circle left of a blue square", ("shapes-clip", "shapes-oracle"))
 
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Warn of words that the world does not have. Raises UsageError for what no text model can take."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 import torch
 
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.worlds.shapes.train.loop import Recipe, Training, finish, train
+from tsdiff.worlds.shapes.train.loop import Recipe, Training, account, finish, train
 
 
 def recipes(runs: Path) -> dict[str, Recipe]:
@@ -19,11 +20,11 @@ def recipes(runs: Path) -> dict[str, Recipe]:
     from tsdiff.worlds.shapes.train.features import Classifier
 
     latents = runs / "autoencoder" / "model"
-    long = Training(steps=20_000, batch=32, rate=7e-4, warmup=500, average=0.9995)
+    numbers = {"batch": 32, "rate": 7e-4, "warmup": 500, "average": 0.9995}
     made: list[Recipe] = [
         Autoencoder(),
-        Denoiser("shapes", (32, 96, 160), latents, long),
-        Denoiser("shapes-small", (16, 32, 80), latents, long),
+        Denoiser("shapes", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
+        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=10_000, **numbers)),
         Contrast(),
         Classifier(),
     ]
@@ -50,6 +51,7 @@ def main(model: str, runs: Path, threads: int, every: int, until: int | None, ex
         raise click.ClickException(str(error)) from error
     if until is None or until >= recipe.training.steps or export_now:
         recipe.export(trained, folder / "model")
+        (folder / "model" / "training.json").write_text(json.dumps(account(folder), indent=1) + "\n")
         click.echo(f"wrote {folder / 'model'}")
 
 

@@ -47,7 +47,7 @@ class Contrast:
     """
 
     name: str = "shapes-clip"
-    training: Training = field(default_factory=lambda: Training(steps=5000, batch=96, rate=1e-3, warmup=400, decay=0.05, betas=(0.9, 0.98), average=0.998))
+    training: Training = field(default_factory=lambda: Training(steps=4000, batch=96, rate=1e-3, warmup=400, decay=0.05, betas=(0.9, 0.98), average=0.998))
 
     def build(self) -> nn.Module:
         prepare_torchvision()

@@ -154,6 +154,19 @@ def finish(recipe: Recipe, folder: Path) -> nn.Module:
     return model.eval()
 
 
+def account(folder: Path, last: int = 500) -> dict[str, Any]:
+    """What a run's checkpoint says of it: numbers, steps taken, seconds they took, and the mean of the last losses."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)
+    losses = [loss for step, loss in read_losses(folder) if step < state["step"]][-last:]
+    return {
+        "training": json.loads(state["numbers"]),
+        "steps": state["step"],
+        "seconds": round(state["seconds"]),
+        "last_loss": round(sum(losses) / len(losses), 5),
+        "torch": torch.__version__,
+    }
+
+
 # The checkpoint ------------------------------------------------------------------------------------------------------
 
 

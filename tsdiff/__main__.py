@@ -1,0 +1,5 @@
+"""`python -m tsdiff`: the command line."""
+
+from tsdiff.cli import main
+
+main()
