@@ -57,10 +57,10 @@ def interrupted(out, at, fault="killed", **options):
 
 
 def halfway(tmp_path, **options):
-    """(a search's folder, interrupted after half of the changes of its files; what it would have come to)."""
+    """(a search's folder, interrupted after half of the changes of its files, at a sync so that none is torn; what it would have come to)."""
     log = FaultyDisk(-1, "killed")
     begin(tmp_path / "whole", log, **options)
-    return interrupted(tmp_path / "cut", len(log.log) // 2, **options), derived(tmp_path / "whole" / "run-0001")
+    return interrupted(tmp_path / "cut", log.log.index("sync", len(log.log) // 2), **options), derived(tmp_path / "whole" / "run-0001")
 
 
 def drill(tmp_path, step, fault="killed", **options):
