@@ -58,7 +58,7 @@ class Driver(FakeDriver):
     def _branch(self, node: Node, to: int, via: Any, index: int) -> Node:
         assert (node, index) not in self.named, "a branch is made once"
         self.named.add((node, index))
-        self.tree.children[node.index, "denoise"] = index  # what the driver hands out next
+        self.tree.children.setdefault(node.index, {})[("denoise",)] = index  # what the driver hands out next
         (child,) = super()._denoise(Denoise(node, to, via=via))
         return child
 

@@ -183,7 +183,7 @@ class FakeDriver:
         solver = self.setting.solver
         if not solver.stochastic and (node, to) in self.repeats:
             return self.repeats[node, to]
-        number = self.tree.next_child(node.index, "denoise") if solver.stochastic else 0
+        number = self.tree.next_child(node, "denoise") if solver.stochastic else 0
         stream = node.stream if number == 0 else derive(node.stream, "denoise", node.level, number)
         parent = node
         for stop in (*(level for level in via if level < to), to):
@@ -214,7 +214,7 @@ class FakeDriver:
             return node
         assert to < node.level
         assert node.status == "open", f"{node} was released and then used"
-        number = self.tree.next_child(node.index, "renoise", to)
+        number = self.tree.next_child(node, "renoise", to)
         stream = derive(node.stream, "renoise", node.level, to, number)
         child = self.tree.add_child(node, Move("renoise", (node.level, to), copy=number), stream, to, number)
         return self._new(child, self.latents[node.index] + np.float32(0.3) * move_noise(stream, SHAPE))
@@ -224,7 +224,7 @@ class FakeDriver:
         key = request.key("value")
         for node in request.group:
             if node.failed:
-                node.values[key] = Value(None, reason="failed node")
+                self.tree.give_value(node, key, Value(None, reason="failed node"))
                 continue
             if node.level < last:
                 self._predict(node)
@@ -238,7 +238,7 @@ class FakeDriver:
             self.calls.update(judge.name for judge in judges)
             self.decodes += any("images" in judge.needs for judge in judges)
             score = self.value(self.latents[node.index])
-            node.values[key] = Value(score, reason=None if score is not None else "as the test wanted")
+            self.tree.give_value(node, key, Value(score, reason=None if score is not None else "as the test wanted"))
         return [node.score(key) for node in request.group]
 
     def _release(self, request: Release) -> None:

@@ -12,6 +12,7 @@ from tsdiff.policies.beam import Beam
 from tsdiff.policies.best_of_n import BestOfN
 from tsdiff.treesearch import search as search_module
 from tsdiff.treesearch.engine import Limits
+from tsdiff.treesearch.noise import Mix, Rotate, Slerp
 from tsdiff.treesearch.requests import Denoise, Draw, Release, Renoise, Score
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.search import execute, prepare
@@ -121,3 +122,63 @@ def test_node_records_are_small():
     node = grow(BestOfN(n=1).search).nodes[0]
     assert not hasattr(node, "__dict__")
     assert not hasattr(node.move, "__dict__")
+
+
+def test_of_a_node_that_was_given_up_little_is_left():
+    """What the engine keeps for each node beside the node itself follows the open ones."""
+    seen = []
+
+    def search(tree):
+        nodes = yield Draw(2)
+        for _ in range(20):
+            further = yield Denoise(nodes, to=4, copies=2)
+            starts = yield Renoise(further[:2], to=1)
+            yield Score(starts[:1], at="lookahead", num_steps=2)
+            yield Release([*nodes, *further, *starts[1:]])
+            nodes = starts[:1]
+            run = watching[0]
+            kept = (run.arrived, run.history_level, run.predicted, run.repeats, run.memos_of, run.open_roots, run.tree.children)
+            seen.append([len(one) for one in kept])
+        leaves = yield Denoise(nodes, to=LAST)
+        yield Score(leaves)
+        return tree.best()
+
+    watching = []
+    original = Run.close
+
+    def close(run, node):
+        watching[:] = [run]
+        original(run, node)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "close", close)
+        grown = grow(search, solver="dpm++2m-sde")
+    assert len(grown.nodes) > 100
+    assert seen[-1] == seen[2]
+    assert max(seen[-1]) <= 8
+
+
+def test_the_noise_of_a_root_that_was_given_up_is_made_again():
+    def search(release):
+        def policy(tree):
+            roots = yield Draw(3)
+            near = yield Draw(1, Rotate(1, 0.9, 7))
+            if release:
+                yield Release([*roots, *near])
+            further = yield Draw(4, [Rotate(3, 0.5, 1), Mix([(0, 0.6), (3, 0.8)]), Slerp(2, 3, 0.25), Rotate(1, 0.1, 2)])
+            leaves = yield Denoise(further, to=LAST)
+            yield Score(leaves)
+            return tree.best()
+
+        return policy
+
+    one, other = grow(search(False)), grow(search(True))
+    for node in one.nodes[4:]:
+        assert one.latent(node).equal(other.latent(node.index))
+
+
+def test_nodes_share_what_is_the_same():
+    grown = grow(Beam(width=2, branch=4).search, steps=20)
+    moves = [node.move for node in grown.nodes if node.move.kind == "denoise"]
+    assert len({id(move) for move in moves}) == len(set(moves)) < len(moves)
+    assert len({id(node.note) for node in grown.nodes}) == 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import PROMPT, Hooked, Judge
-from test_resume import BEAM, QUICK, begin, derived, go_on, interrupted
+from test_resume import BEAM, QUICK, begin, derived, go_on, halfway
 
 import tsdiff
 from tsdiff.policies.beam import Beam
@@ -172,11 +172,10 @@ def test_several_runs_have_a_file_each_and_one_thread_writes_them(tmp_path):
 def half(tmp_path_factory):
     """(an interrupted search's folder, what it would have come to, and its previews); do not write there."""
     out = tmp_path_factory.mktemp("half")
-    begin(out / "whole", **LOOKED)
-    folder = interrupted(out / "cut", 130, **LOOKED)
+    folder, expected = halfway(out, **LOOKED)
     assert status(folder) == "running"
     whole = out / "whole" / "run-0001"
-    return folder, derived(whole), {key: (preview.id, preview.read()) for key, preview in read_previews(whole).items()}
+    return folder, expected, {key: (preview.id, preview.read()) for key, preview in read_previews(whole).items()}
 
 
 def copied(half, tmp_path):
@@ -266,8 +265,7 @@ def test_the_choice_may_change_when_a_run_goes_on(half, tmp_path):
 
 def test_what_is_dropped_at_the_end_is_dropped_after_an_interruption_too(tmp_path):
     options = {**LOOKED, "keep": "path"}
-    begin(tmp_path / "whole", **options)
-    folder = interrupted(tmp_path / "cut", 130, **options)
+    folder, _ = halfway(tmp_path, **options)
     early = pictures(folder)
     go_on(folder)
     assert pictures(folder) == pictures(tmp_path / "whole" / "run-0001")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from itertools import count
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 from fakes import Hooked, Judge, Jury, RandomSearch, grow, sample
 from faulty_disk import FaultyDisk, Killed
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recorded_runs import Folders, record, recorded_bytes
 
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import BudgetExhausted, UsageError
 from tsdiff.treesearch.journal import JournalReader
+from tsdiff.treesearch.protocols import Condition
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Release, Renoise, Score
 from tsdiff.treesearch.runfile import JOURNAL, SEGMENTS
 from tsdiff.treesearch.segmentfile import segment_numbers
@@ -254,3 +258,48 @@ def test_journals_are_strict_json(tmp_path):
     record(tmp_path, script, eta=1.0, nfe=40)
     for line in (tmp_path / "0" / JOURNAL).read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+WORDS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+
+
+@settings(max_examples=12)
+@given(st.lists(st.dictionaries(WORDS.filter(lambda word: word != "node"), WORDS | st.integers() | st.lists(WORDS, max_size=2), max_size=3), max_size=3), WORDS)
+def test_notes_and_prompts_of_any_words_come_back(notes, prompt):
+    def noting(tree):
+        roots = yield Draw(2)
+        for facts in notes:
+            tree.note(**facts)
+            tree.note(roots[1], **facts)
+        yield Score(roots)
+        leaves = yield Denoise(roots, to=tree.schedule.last)
+        yield Score(leaves)
+        return tree.best()
+
+    with tempfile.TemporaryDirectory() as name:
+        first = record(Path(name), noting, conditions=[Condition(prompt)])
+        again = record(Path(name), noting, conditions=[Condition(prompt)])
+    assert first.tree.notes == notes
+    assert recorded_bytes(again) == recorded_bytes(first)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_so_far_is_the_best_of_all(seed):
+    """It is kept up to date as values come; here it is looked for anew at every request."""
+
+    def watched(tree):
+        search, reply = RandomSearch(seed, rounds=25, verifiers=("judge", "other"))(tree), None
+        while True:
+            try:
+                request = search.send(reply)
+            except StopIteration as stop:
+                return stop.value
+            reply = yield request
+            for key in ("judge", "other", "nobody"):
+                finished = [node for node in tree.nodes if node.level == tree.schedule.last and not node.draft and not node.failed and node.score(key) is not None]
+                assert tree.best(key) is max(finished, key=lambda node: (node.score(key), -node.index), default=None)
+
+    model = Hooked()
+    model.spoil = lambda latents, timesteps, outputs: torch.where(latents[:, :1] > 1.2, torch.nan, outputs)
+    grown = grow(watched, model=model, eta=1.0, verifiers=[Judge(scope="set" if seed % 2 else "row", needs=["images", "x0"]), Judge("other")])
+    assert any(node.failed for node in grown.nodes)

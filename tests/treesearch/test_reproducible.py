@@ -114,19 +114,17 @@ def test_without_deterministic_scores_agree_to_rounding(max_batch):
 def test_the_ith_first_noise_is_the_same_for_every_prompt_and_policy():
     found = []
 
-    def keep(run):
-        found.append([run.store.get(run.key("noise", i))["noise"].clone() for i in range(min(2, len(run.tree.roots)))])
-
     for policy in (BestOfN(n=2), Beam(width=3, branch=2)):
         for prompt in PROMPTS[:2]:
-            _noises(policy, prompt, keep)
+            found.append(_noises(policy, prompt))
     assert len(found) == 4
     for noises in found:
         for i, noise in enumerate(noises):
             assert torch.equal(noise, torch.from_numpy(initial_noise(derive(41, "draw", i), (2,))))
 
 
-def _noises(policy, prompt, keep):
+def _noises(policy, prompt):
+    """The noises of the first two roots, as they were when the roots were made."""
     from tsdiff.treesearch.engine import Engine
     from tsdiff.treesearch.run import Run
     from tsdiff.treesearch.store import Store
@@ -135,9 +133,18 @@ def _noises(policy, prompt, keep):
     model = Hooked()
     info = model.solver()
     tree = Tree(model.schedule(info, 6, None), info, Condition(prompt), seed=41, verifier="judge")
-    engine = Engine(Limits(), Store("cpu"))
-    engine.add(Run(tree, policy.search, {None: model}, [Judge()], on_end=keep))
+    noises = {}
+
+    class Watched(Store):
+        def put(self, key, tensors):
+            if key[1] == "noise" and key[2] < 2:
+                noises.setdefault(key[2], tensors["noise"].clone())
+            super().put(key, tensors)
+
+    engine = Engine(Limits(), Watched("cpu"))
+    engine.add(Run(tree, policy.search, {None: model}, [Judge()]))
     engine.run()
+    return [noises[i] for i in range(min(2, len(tree.roots)))]
 
 
 @pytest.mark.parametrize("solver", ["ddim", "ddim(eta=1)", "dpm++2m-sde", "exact"])

@@ -6,25 +6,23 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest
+from fakes import Jury
 from faulty_disk import FaultyDisk, Killed, QuickDisk
+from real_faults import derived
 
 import tsdiff
 from tsdiff.policies.dts import DTS
-from tsdiff.treesearch.durable import status
+from tsdiff.treesearch.durable import status, unfinished
 from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.journal import JournalReader
 from tsdiff.treesearch.requests import Draw
 from tsdiff.treesearch.resume import planned
-from tsdiff.treesearch.runfile import JOURNAL
+from tsdiff.treesearch.runfile import JOURNAL, RunFile
 from tsdiff.treesearch.search import execute, prepare
 from tsdiff.worlds.gaussian.model import GaussianModel
 from tsdiff.worlds.gaussian.presets import preset
@@ -33,8 +31,6 @@ PROMPT = "near (3, 2.4)"
 QUICK = QuickDisk()
 STEP = int(os.environ.get("TSDIFF_DRILL_STEP", "0"))
 """1 interrupts drills at every change of their files, which takes minutes; by default they are sampled."""
-
-DERIVED = ("tree.json", "baseline.json", "latents.safetensors", "best.png", "baseline.png")
 
 
 def begin(out, disk=QUICK, prompts=PROMPT, *, stop=lambda: False, sync_seconds=0.0, **options):
@@ -49,11 +45,6 @@ def go_on(folder, disk=QUICK, **given):
         return execute(plan, into=into, disk=disk, sync_seconds=0.0)
 
 
-def derived(folder: Path) -> dict[str, bytes]:
-    """The files that an interruption must not change, of a run or of all runs of a search."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.name in DERIVED}
-
-
 def interrupted(out, at, fault="killed", **options):
     """A search that is interrupted at a change of its files; its folder, or None if it came to its end."""
     disk = FaultyDisk(at, fault, seed=at)
@@ -63,6 +54,13 @@ def interrupted(out, at, fault="killed", **options):
         assert disk.failed
         return out / "run-0001"
     return None
+
+
+def halfway(tmp_path, **options):
+    """(a search's folder, interrupted after half of the changes of its files, at a sync so that none is torn; what it would have come to)."""
+    log = FaultyDisk(-1, "killed")
+    begin(tmp_path / "whole", log, **options)
+    return interrupted(tmp_path / "cut", log.log.index("sync", len(log.log) // 2), **options), derived(tmp_path / "whole" / "run-0001")
 
 
 def drill(tmp_path, step, fault="killed", **options):
@@ -104,18 +102,18 @@ SEARCHES = {
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_killed_at_changes_of_its_files_a_search_goes_on_to_the_same_bytes(tmp_path, name):
-    drill(tmp_path, STEP or 29, **SEARCHES[name])
+    drill(tmp_path, STEP or 11, **SEARCHES[name])
 
 
 @pytest.mark.parametrize("fault", ["power", "full"])
 def test_after_a_power_cut_or_a_full_disk_too(tmp_path, fault):
-    drill(tmp_path, STEP or 31, fault, policy="beam", policy_options={"width": 2, "branch": 2}, solver="dpm++2m")
+    drill(tmp_path, STEP or 13, fault, policy="beam", policy_options={"width": 2, "branch": 2}, solver="dpm++2m")
 
 
 def test_groups_that_were_not_synced_may_go_but_not_wrong(tmp_path):
     options = {"policy": "beam", "policy_options": {"width": 2, "branch": 2}, "sync_seconds": 1e9}
-    drill(tmp_path, STEP or 29, "power", **options)
-    drill(tmp_path / "killed", STEP or 41, "killed", **options)
+    drill(tmp_path, STEP or 11, "power", **options)
+    drill(tmp_path / "killed", STEP or 17, "killed", **options)
 
 
 BEAM = {"policy": "beam", "policy_options": {"width": 2, "branch": 2}}
@@ -126,11 +124,9 @@ OTHER = GaussianModel(replace(RARE, stds=[2.0 * std for std in RARE.stds]))
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
     """(an interrupted search's folder, what it would have come to); do not write there."""
-    out = tmp_path_factory.mktemp("half")
-    begin(out / "whole", **BEAM)
-    folder = interrupted(out / "cut", 120, **BEAM)
+    folder, whole = halfway(tmp_path_factory.mktemp("half"), **BEAM)
     assert status(folder) == "running"
-    return folder, derived(out / "whole" / "run-0001")
+    return folder, whole
 
 
 def copied(half, tmp_path):
@@ -294,22 +290,19 @@ def test_objects_have_to_be_passed_again_and_files_hold_the_rest(tmp_path):
     }
     for name, (options, given) in cases.items():
         options = {**BEAM, **options}
-        begin(tmp_path / name / "whole", **options)
-        folder = interrupted(tmp_path / name / "cut", 100, **options)
+        folder, whole = halfway(tmp_path / name, **options)
         if given:
             with pytest.raises(UsageError, match=r"objects that no file holds: verifiers .*brightness.*tsdiff.resume"):
                 tsdiff.resume(folder)
         go_on(folder, **given)
-        assert derived(folder) == derived(tmp_path / name / "whole" / "run-0001"), name
+        assert derived(folder) == whole, name
 
 
 TWO = {"policy": "best-of-n", "policy_options": {"n": 2}, "prompts": [PROMPT, "near (0, 0)"], "seed": [0, 3]}
 
 
 def test_one_of_several_prompts_goes_on_by_itself(tmp_path):
-    begin(tmp_path / "whole", **TWO)
-    whole = derived(tmp_path / "whole" / "run-0001")
-    folder = interrupted(tmp_path / "cut", 130, **TWO)
+    folder, whole = halfway(tmp_path, **TWO)
     states = {path.name: status(path) for path in folder.iterdir() if path.is_dir()}
     assert set(states.values()) & {"running"}
     for name in states:
@@ -324,14 +317,13 @@ def test_one_of_several_prompts_goes_on_by_itself(tmp_path):
 
 def test_what_shares_a_budget_goes_on_together(tmp_path):
     options = {"policy": "adaptive", "total_nfe": 60, "prompts": [PROMPT, "near (0, 0)"]}
-    begin(tmp_path / "whole", **options)
-    folder = interrupted(tmp_path / "cut", 130, **options)
+    folder, whole = halfway(tmp_path, **options)
     part = next(path for path in folder.iterdir() if path.is_dir())
     with pytest.raises(UsageError, match="shares its budget with other prompts"):
         tsdiff.resume(part)
     results = tsdiff.resume(folder)
     assert results.forest.spent <= 60
-    assert derived(folder) == derived(tmp_path / "whole" / "run-0001")
+    assert derived(folder) == whole
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])
@@ -396,29 +388,117 @@ def test_a_search_without_a_folder_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_real_kills(tmp_path):
-    """One search, killed again and again at moments that nobody has chosen."""
-    script = """
-import sys, time, tsdiff
-slow = lambda progress: time.sleep(0.005)
-if sys.argv[2] == "begin":
-    options = {"policy": "beam", "policy_options": {"width": 2, "branch": 2}, "steps": 40, "deterministic": True}
-    tsdiff.search("gaussian", sys.argv[3], out=sys.argv[1], callback=slow, **options)
-else:
-    tsdiff.resume(sys.argv[1] + "/run-0001", callback=slow)
-"""
+class Person(Jury):
+    """Answers at once, one after another."""
+
+    def ask(self, candidates, answer):
+        self.batches.append((list(candidates.node_ids), list(candidates.levels)))
+        for node_id, score in zip(candidates.node_ids, self.value(candidates).tolist(), strict=True):
+            answer(node_id, score, None)
+
+
+def test_who_has_answered_is_not_asked_again(tmp_path):
+    """A verifier whose answers cannot be computed again, through `tsdiff.resume`, at every moment of the search."""
+    options = {"policy": "beam", "policy_options": {"width": 2, "branch": 2}, "baseline": False}
+    log, first = FaultyDisk(-1, "killed"), Person()
+    begin(tmp_path / "whole", log, verifiers=[first], **options)
+    whole = derived(tmp_path / "whole" / "run-0001")
+    kept = 0
+    for at in range(12, len(log.log), 7):
+        before, after = Person(), Person()
+        folder = interrupted(tmp_path / str(at), at, verifiers=[before], **options)
+        answers = [line["answer"]["node"] for group in JournalReader(folder / JOURNAL) for line in group.records if "answer" in line] if (folder / JOURNAL).exists() else []
+        (result,) = go_on(folder, verifier=[after])
+        assert derived(folder) == whole, at
+        ids = {f"{node.id:032x}": node.index for node in result.tree.nodes}
+        assert not {ids[one] for asked, _ in after.batches for one in asked} & set(answers)
+        assert len(answers) + after.rows == first.rows
+        kept += 0 < len(answers) < first.rows
+    assert kept > 3
+
+
+def test_a_search_from_an_image_goes_on_from_the_copy_in_its_folder(tmp_path):
+    import numpy as np
+    from PIL import Image
+    from tiny_sd import tiny_stable_diffusion
+
+    tiny_stable_diffusion(tmp_path / "model")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(tmp_path / "start.png")
+    shared = {"policy": "beam", "policy_options": {"width": 2, "branch": 2}, "verifiers": "sharpness", "steps": 6, "strength": 0.7, "deterministic": True, "max_batch": 4}
+
+    def searched(out, **more):
+        plan = prepare(str(tmp_path / "model"), "a red cube", init_image=str(tmp_path / "start.png"), out=out, **shared)
+        return execute(plan, disk=QUICK, sync_seconds=0.0, **more)
+
+    searched(tmp_path / "whole")
+    batches = iter(range(10**6))
+    with pytest.raises(KeyboardInterrupt):
+        searched(tmp_path / "cut", stop=lambda: next(batches) >= 5)
     folder = tmp_path / "cut" / "run-0001"
-    journal = folder / JOURNAL
-    for word, grown in [("begin", 15_000), ("go on", 8_000)]:
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "cut"), word, PROMPT])
-        size = journal.stat().st_size if journal.exists() else 0
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (journal.exists() and journal.stat().st_size > size + grown):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert status(folder) == "running"
-    assert journal.stat().st_size > 23_000
+    same = prepare(str(tmp_path / "model"), "a red cube", init_image=str(tmp_path / "start.png"), out=tmp_path / "cut", **shared)
+    assert unfinished(same) == folder, "the same command would go on with it"
+    Image.new("RGB", (24, 20)).save(tmp_path / "start.png")
+    other = prepare(str(tmp_path / "model"), "a red cube", init_image=str(tmp_path / "start.png"), out=tmp_path / "cut", **shared)
+    assert unfinished(other) is None, "another picture under the same name is another search"
+    (tmp_path / "start.png").unlink()
     go_on(folder)
-    begin(tmp_path / "whole", **{**BEAM, "steps": 40, "max_batch": None})
     assert derived(folder) == derived(tmp_path / "whole" / "run-0001")
+    assert (folder / "init.png").exists()
+
+
+def test_another_number_of_prompts_beside_it_changes_nothing(tmp_path):
+    """Rows of two and of four searches share batches of another size before and after the interruption."""
+    one = {**TWO, "prompts": [PROMPT], "max_batch": 8}
+    folder, four = halfway(tmp_path / "four", **TWO)
+    begin(tmp_path / "two", **one)
+    two = derived(tmp_path / "two" / "run-0001")
+    for path in sorted(path for path in folder.iterdir() if path.is_dir())[:2]:
+        tsdiff.resume(path, max_batch=1)
+        assert {f"{path.name}/{name}": data for name, data in derived(path).items()}.items() <= two.items()
+    go_on(folder, max_batch=3)
+    assert derived(folder) == four
+
+
+def test_what_a_killed_process_had_spilled_is_removed(tmp_path):
+    folder, whole = halfway(tmp_path, **BEAM)
+    (folder / "tsdiff-latents-abc").mkdir()
+    (folder / "tsdiff-latents-abc" / "segment-00000.bin").write_bytes(b"x")
+    go_on(folder, memory_limit=1)
+    assert derived(folder) == whole
+    assert not list(folder.glob("tsdiff-latents-*"))
+
+
+def test_a_picture_that_was_decoded_twice_is_counted(tmp_path):
+    """A tree's ledger says what the search needs; the engine's what was done again."""
+    options = {**BEAM, "verifiers": "luminance"}
+    (result,) = begin(tmp_path / "whole", **options)
+    lost = []
+    for after in range(6, 16):
+        batches = iter(range(10**6))
+        try:
+            begin(tmp_path / str(after), stop=lambda batches=batches, after=after: next(batches) >= after, **options)
+        except KeyboardInterrupt:
+            (again,) = results = go_on(tmp_path / str(after) / "run-0001")
+            assert again.ledger.decodes == result.ledger.decodes
+            lost.append(results.engine.lost_decodes)
+    assert sum(lost) > 0
+    assert set(lost) <= {0, 1, 2}
+
+
+def test_waiting_for_a_slow_disk_stays_a_small_share(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    class Slow(QuickDisk):
+        def sync(self, file):
+            synced.append(clock[0])
+            clock[0] += 0.02
+
+    synced = []
+    monkeypatch.setattr("tsdiff.treesearch.runfile.time.monotonic", lambda: clock[0])
+    file = RunFile(tmp_path, {}, disk=Slow(), sync_seconds=0.25)
+    begun = len(synced)
+    for _ in range(4000):
+        clock[0] += 0.01
+        file.commit([{"tree": "search", "request": {}}])
+    file.close()
+    assert 5 < len(synced) - begun < 0.012 * clock[0] / 0.02

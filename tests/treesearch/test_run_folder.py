@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import PROMPT, Hooked, Judge
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,6 +23,7 @@ from tsdiff.treesearch.node import Move, Node
 from tsdiff.treesearch.results import to_pil
 from tsdiff.treesearch.runfolder import claim_folder, read_json, read_tree, slug, write_json, write_latents
 from tsdiff.treesearch.search import execute, prepare, search
+from tsdiff.treesearch.strictjson import decode, encode, in_pieces
 
 
 def strict(path: Path):
@@ -274,3 +275,48 @@ def _interrupt(progress):
 
 def test_format_is_named_once():
     assert runfolder.FORMAT == 1
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=3) | st.integers() | st.booleans() | st.none(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+TEXT = st.text(st.characters(exclude_categories=[]), max_size=3)
+UNLIKE_JSON = st.recursive(TEXT | st.floats(), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6)
+
+
+@given(ANYTHING)
+def test_json_over_many_lines_is_the_json_of_the_library(value):
+    expected = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+    assume('"$' not in expected)  # would be marked
+    assert encode(value, spread=True).decode() == expected
+
+
+@given(st.dictionaries(TEXT, ANYTHING | UNLIKE_JSON, max_size=4), st.lists(ANYTHING | UNLIKE_JSON, max_size=3))
+def test_json_in_pieces_is_the_json_of_the_whole(data, items):
+    assert b"".join(in_pieces(data)) == encode(data, spread=True)
+    assert b"".join(in_pieces({**data, "items": iter(items)})) == encode({**data, "items": items}, spread=True)
+    assert decode(b"".join(in_pieces({"x": iter([{"$y": float("-inf")}]), "$z": "\udce9"}))) == {"x": [{"$y": float("-inf")}], "$z": "\udce9"}
+
+
+def test_json_in_pieces_refuses_what_json_cannot_say():
+    for bad in ({"x": object()}, {"x": {(1, 2): 3}}, {"x": {b"y": 3}}, {"x": iter([object()])}):
+        with pytest.raises(UsageError, match="cannot be written as strict JSON"):
+            list(in_pieces(bad))
+
+
+@pytest.mark.parametrize("last", [torch.ones(2), torch.ones(3), torch.ones(2, dtype=torch.float64)], ids=["alike", "another shape", "another type"])
+def test_latents_that_should_be_alike_are_written_as_they_are(tmp_path, last):
+    tensors = {"a": torch.zeros(2), "b": torch.full((2,), 0.5), 'c"': last}
+    reads = []
+    write_latents(tmp_path / "alike.safetensors", tensors, lambda name: reads.append(name) or tensors[name], alike=True)
+    write_latents(tmp_path / "any.safetensors", tensors, tensors.__getitem__)
+    assert (tmp_path / "alike.safetensors").read_bytes() == (tmp_path / "any.safetensors").read_bytes()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "alike.safetensors").items())
+    if last.shape == (2,) and last.dtype == torch.float32:
+        assert reads == ["a", "a", "b", 'c"'], "the first says what all are like"
+    write_latents(tmp_path / "none.safetensors", [], tensors.__getitem__, alike=True)
+    assert load_file(tmp_path / "none.safetensors") == {}

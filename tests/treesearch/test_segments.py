@@ -125,6 +125,35 @@ def test_payloads_are_aligned(whole):
 
 
 @settings(max_examples=40)
+@given(st.lists(st.lists(st.integers(0, 11), max_size=6), max_size=4), st.sampled_from([1, 300, 700, 1 << 20]), st.sampled_from([100, 1 << 20]))
+def test_many_at_once_have_the_bytes_of_one_after_another(groups, limit, at_once):
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tsdiff.treesearch.segments._WRITE_BYTES", at_once)
+        one, many = Path(name) / "one", Path(name) / "many"
+        log = FaultyDisk(-1, "full")
+        with Segments.open(one, limit=limit, disk=QUICK) as segments:
+            places = [segments.append(f"{number}", some(number)) for group in groups for number in group]
+        with Segments.open(many, limit=limit, disk=log) as segments:
+            together = [place for group in groups for place in segments.append_all([(f"{number}", some(number)) for number in group])]
+            end = segments.end
+        assert together == places
+        assert end == ((places[-1].segment, places[-1].offset + places[-1].size) if places else (0, 0))
+        assert [segment_path(many, number).read_bytes() for number in segment_numbers(one)] == [segment_path(one, number).read_bytes() for number in segment_numbers(one)]
+        if limit == at_once == 1 << 20:
+            assert log.log.count("write") == sum(bool(group) for group in groups)
+
+
+def test_tensors_of_a_group_leave_their_device_together():
+    shapes = [(2, 3), (2, 3), (), (2, 3), (0, 2), (), (0, 2)]
+    tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(number)) for number, shape in enumerate(shapes)]
+    tensors += [tensors[0].double(), tensors[1].bfloat16(), tensors[3].T.T, tensors[1] > 0, tensors[3] > 0]
+    tensors[1][0, 0] = torch.tensor(0x7FC12345, dtype=torch.int32).view(torch.float32)  # a NaN with a payload
+    for tensor, raw in zip(tensors, Raw.of_tensors(tensors), strict=True):
+        assert same(raw, Raw.of_tensor(tensor))
+    assert Raw.of_tensors([]) == []
+
+
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.text(st.characters(exclude_categories=()), max_size=40), st.integers(0, 200)), max_size=12), st.sampled_from([1, 300, 700, 1 << 20]))
 def test_segments_rotate(tensors, limit):
     with tempfile.TemporaryDirectory() as name:

@@ -158,3 +158,27 @@ def test_a_damaged_scratch_file_is_told(tmp_path: Path):
     with pytest.raises(OSError, match="cut short"):
         kept.get("a")
     kept.close()
+
+
+def test_what_is_only_read_stays_where_it_is(tmp_path: Path):
+    kept = Store("cpu", host_limit=8, folder=tmp_path)
+    kept.put("a", {"x": torch.zeros(2)})
+    kept.put("b", {"x": torch.ones(2)})
+    assert (list(kept._entries), list(kept._disk)) == (["b"], ["a"])
+    for _ in range(2):
+        assert kept.read("a")["x"].tolist() == [0.0, 0.0]
+        assert kept.read("b")["x"].tolist() == [1.0, 1.0]
+    assert (list(kept._entries), list(kept._disk)) == (["b"], ["a"])
+    with pytest.raises(KeyError):
+        kept.read("c")
+    kept.close()
+
+
+def test_scratch_of_a_process_that_was_killed_can_be_removed(tmp_path: Path):
+    killed = Store("cpu", host_limit=1, folder=tmp_path)
+    killed.put("a", {"x": torch.zeros(2)})
+    killed.put("b", {"x": torch.zeros(2)})
+    (tmp_path / "tree.json").touch()
+    assert len(list(tmp_path.iterdir())) == 2
+    module.remove_scratch(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tree.json"]

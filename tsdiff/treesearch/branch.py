@@ -7,13 +7,13 @@ policy works from a saved node as it does from noise, and costs what its cost on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import BudgetExhausted, UsageError
 from tsdiff.treesearch.ledger import Budget
-from tsdiff.treesearch.node import Json, Move, Node, Status
+from tsdiff.treesearch.node import Json, Move, Node, Status, Value
 from tsdiff.treesearch.protocols import Condition, Policy, Search
 from tsdiff.treesearch.requests import Denoise, Gather, Perturb, Release, Renoise, Request, Score
 from tsdiff.treesearch.run import Run
@@ -40,7 +40,7 @@ class Seen(Node):
         levels = tuple(level - start for level in node.move.levels)
         self.move = Move("draw", (0,), noise=node.move.noise) if parent is None else replace(node.move, levels=levels)
         self.level = node.level - start
-        self.values, self.note, self.draft, self.driver = node.values, node.note, node.draft, node.driver
+        self.draft, self.driver = node.draft, node.driver
 
     # What changes as the tree grows is the tree's.
 
@@ -48,6 +48,16 @@ class Seen(Node):
     def nfe(self) -> int:  # type: ignore[override]
         """As the tree's."""
         return self.node.nfe
+
+    @property
+    def values(self) -> Mapping[str, Value]:  # type: ignore[override]
+        """As the tree's."""
+        return self.node.values
+
+    @property
+    def note(self) -> Mapping[str, Json]:  # type: ignore[override]
+        """As the tree's."""
+        return self.node.note
 
     @property
     def status(self) -> Status:  # type: ignore[override]

@@ -335,4 +335,5 @@ class Engine:
         decodes = run.tree.ledger.decodes
         self.batches.decode_now(Decode(run, model, self.store.get(run.key("node", node.index))["latent"], keep))
         if again:  # it was counted before the interruption
+            self.ledger.lost_decodes += run.tree.ledger.decodes - decodes
             run.tree.ledger.decodes = decodes

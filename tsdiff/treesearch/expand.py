@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +31,12 @@ from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.restore import Restore
-from tsdiff.treesearch.results import Result, to_pil
+from tsdiff.treesearch.results import Result, to_pil, write_tree
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import JOURNAL, SYNC_SECONDS, different, discard_segments
-from tsdiff.treesearch.runfolder import INDEX, RUN, read_json, write_json, write_latents
+from tsdiff.treesearch.runfolder import INDEX, RUN, LatentsFile, read_json, write_json, write_latents
 from tsdiff.treesearch.search import Progress
-from tsdiff.treesearch.store import Store, Stored
+from tsdiff.treesearch.store import Store, Stored, remove_scratch
 from tsdiff.treesearch.summary import write_summary
 from tsdiff.treesearch.tree import Tree, best_node
 
@@ -138,6 +137,7 @@ def carry_out(
         known = JournalReader(folder / JOURNAL).about
         if known != about:
             raise UsageError(f"{str(folder)!r} cannot be expanded as another search: {different(known, about)}")
+        remove_scratch(folder)
         store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
         stack.callback(store.close)
         stack.enter_context(settings(plan.limits.deterministic))
@@ -183,7 +183,7 @@ def _driver(expansion: Expansion, models: Mapping[str | None, Any], image: Any, 
     def drive(view: TreeView) -> Search:
         for index in _needed(expansion):
             assert expansion.kept is not None
-            run.store.refer(run.key("node", index), Stored({"latent": partial(expansion.kept.read, f"node/{index}")}))
+            run.store.refer(run.key("node", index), _Kept(expansion.kept, index))
         if expansion.lost and not (yield Restore(expansion.lost)):  # type: ignore[misc]
             raise SearchFailed(f"the latent of node {expansion.node.index} could not be computed again: {'; '.join(dict.fromkeys(run.unrestored.values()))}")
         return (yield from Branch(run).grow(expansion.policy))
@@ -225,6 +225,22 @@ def _needed(expansion: Expansion) -> list[int]:
     return [index for index in _kept(expansion) if nodes[index] is first or index in ranked]
 
 
+class _Kept(Stored):
+    """A latent that the run has kept, for a store."""
+
+    __slots__ = ("_file", "_name")
+
+    def __init__(self, file: LatentsFile, index: int) -> None:
+        self._file = file
+        self._name = f"node/{index}"
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self) -> dict[str, Tensor]:
+        return {"latent": self._file.read(self._name)}
+
+
 class _Files:
     """What an expansion changes in its run's folder beside the journal.
 
@@ -262,9 +278,9 @@ class _Files:
             index = int(name.removeprefix("node/"))
             if file is not None and index in kept:
                 return file.read(name)
-            return run.store.get(run.key("node", index))["latent"]
+            return run.store.read(run.key("node", index))["latent"]
 
-        write_latents(self.folder / LATENTS, [f"node/{index}" for index in indices], latent, disk=self.disk)
+        write_latents(self.folder / LATENTS, (f"node/{index}" for index in indices), latent, alike=True, disk=self.disk)
 
     def finish(self, run: Run, ledger: EngineLedger) -> Result:
         """Write what came of it; `run.json` last."""
@@ -286,7 +302,7 @@ class _Files:
             "seconds": round(run.seconds, 3),
         }
         result = self._result(run, sum(driver["seconds"] for driver in self.earlier) + run.seconds)
-        write_json(self.folder / "tree.json", tree.to_json(), disk=self.disk)
+        write_tree(self.folder / "tree.json", tree, disk=self.disk)
         result.update_image(self.folder, origin_of(self.folder, facts), changed=result.node.index != facts["result"]["node"], disk=self.disk)
         drivers = [*self.earlier, {**self._driver("done"), **outcome}]
         result.drivers = drivers

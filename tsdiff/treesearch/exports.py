@@ -89,7 +89,7 @@ def _facts(node: SavedNode, cost: int, verifier: str) -> dict[str, Any]:
         "scale": None if move.scale is None else float(move.scale),
         "source": move.source,
         "noise": None if move.noise is None else json.dumps(move.to_json()["noise"]),
-        "note": encode(node.note).decode() if node.note else None,
+        "note": encode(dict(node.note)).decode() if node.note else None,
     }
     for key, value in sorted(node.values.items()):
         facts[f"value {key}"] = value.score

@@ -96,6 +96,7 @@ class EngineLedger:
       probe: rows of the batch-size calibration.
       retried: rows of batches that failed and ran again.
       lost: rows whose results an interruption lost, recomputed by a resume.
+      lost_decodes: pictures that an interruption lost, decoded again by a resume; not on any tree's ledger either.
       batches: network calls.
       seconds: wall time by stage, without overlap: "network", "step", "noise", "decode", "verify", "encode", "policy", "store", "previews", "calibrate".
       peak_memory: bytes, by "host" and "device".
@@ -106,6 +107,7 @@ class EngineLedger:
     probe: int = 0
     retried: int = 0
     lost: int = 0
+    lost_decodes: int = 0
     batches: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     peak_memory: dict[str, int] = field(default_factory=dict)
@@ -117,6 +119,6 @@ class EngineLedger:
 
     def to_json(self) -> dict[str, Any]:
         """Strict JSON."""
-        counts = {name: getattr(self, name) for name in ("rows", "padding", "probe", "retried", "lost", "batches")}
+        counts = {name: getattr(self, name) for name in ("rows", "padding", "probe", "retried", "lost", "lost_decodes", "batches")}
         seconds = {stage: round(value, 6) for stage, value in sorted(self.seconds.items())}
         return counts | {"seconds": seconds, "peak_memory": self.peak_memory}

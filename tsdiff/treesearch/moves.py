@@ -6,7 +6,7 @@ Nodes are made when a request begins, in request order, so that their indices do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
@@ -57,9 +57,8 @@ class DrawHandler:
         sampler = run.bindings[None].sampler(run.tree)
         for recipe, array in zip(recipes, arrays, strict=True):
             node = run.tree.add_root(Move("draw", (0,), noise=recipe))
-            run.adopt(node)
             noise = growth.to_device(array)
-            run.store.put(run.key("noise", len(run.tree.roots) - 1), {"noise": noise})
+            run.adopt_root(node, noise)
             latent = sampler.draw(noise[None], None if run.origin is None else run.origin[None])[0]
             run.settle(node, {"latent": latent}, arrived=False)
             group.nodes.append(node)
@@ -76,9 +75,8 @@ class DrawHandler:
             number = len(run.roots)
             stream = derive(run.tree.stream(node), "draw", number)
             child = run.tree.add_child(node, Move("renoise", levels, number, recipe, source="latent"), stream, number)
-            run.adopt(child)
             run.roots.append(child)
-            run.store.put(run.key("noise", number), {"noise": noise})
+            run.adopt_root(child, noise)
             children.append(child)
         group.nodes.extend(children)
         if not growth.repeating:
@@ -121,9 +119,8 @@ class StartHandler:
         for _ in range(request.copies):
             move = Move("start", (level,), scale=request.strength, source="image" if source is None else "node")
             node = run.tree.add_root(move, level)
-            run.adopt(node)
             noise = growth.to_device(run.realize(Fresh(len(run.tree.roots) - 1)))
-            run.store.put(run.key("noise", len(run.tree.roots) - 1), {"noise": noise})
+            run.adopt_root(node, noise)
             if source is None:
                 clean = run.origin
             elif source.failed:
@@ -131,7 +128,7 @@ class StartHandler:
                 group.nodes.append(node)
                 continue
             else:
-                node.note["source"] = source.index
+                node.note = {"source": source.index}
                 clean = None if growth.repeating else run.store.get(run.key("node", source.index))["latent"]
             if growth.repeating:
                 group.nodes.append(node)
@@ -214,7 +211,7 @@ class DenoiseHandler:
         for stop in stops:
             kept = None if isinstance(request.noise, Fresh) else request.noise
             piece = levels[start : stop + 1]
-            child = grow(run, parent, Move("denoise", piece, branch, kept, request.solver, request.model), stream, branch)
+            child = grow(run, parent, _along(piece, branch, kept, request.solver, request.model), stream, branch)
             pieces.append((parent, piece, child))
             # Going on from a stop is that node's first continuation, as if it had been asked for by itself.
             parent, start, branch = child, stop, 0
@@ -228,11 +225,10 @@ class DenoiseHandler:
 
     @staticmethod
     def _branch(run: Run, node: Node, request: Denoise) -> int:
-        key = (node.index, "denoise")
         if isinstance(request.noise, Fresh):
-            run.tree.children[key] = max(run.tree.children[key], request.noise.index + 1)
+            run.tree.count_children(node, request.noise.index + 1, "denoise")
             return request.noise.index
-        return run.tree.next_child(*key)
+        return run.tree.next_child(node, "denoise")
 
     def _continued(
         self, run: Run, request: Denoise, pieces: Sequence[tuple[Node, tuple[int, ...], Node]], levels: tuple[int, ...], sampler: Sampler
@@ -241,8 +237,7 @@ class DenoiseHandler:
         end = pieces[-1][2]
         for node, piece, child in pieces[1:]:
             if sampler.solver.stochastic:
-                key = (node.index, "denoise")
-                run.tree.children[key] = max(run.tree.children[key], 1)
+                run.tree.count_children(node, 1, "denoise")
             run.remember(self._key(node, piece, request, (), 0), child)
             if child is not end:
                 rest = levels[levels.index(piece[0]) :]
@@ -262,10 +257,20 @@ class DenoiseHandler:
         return (node.index, levels, request.solver, request.model, tuple(via), branch)
 
 
+def _along(levels: tuple[int, ...], branch: int, noise: Recipe | None, solver: str | None, model: str | None) -> Move:
+    """A denoise move; of those without a recipe there are few different ones, which nodes share."""
+    return _plain_move(levels, branch, solver, model) if noise is None else Move("denoise", levels, branch, noise, solver, model)
+
+
+@lru_cache(maxsize=4096)
+def _plain_move(levels: tuple[int, ...], branch: int, solver: str | None, model: str | None) -> Move:
+    return Move("denoise", levels, branch, None, solver, model)
+
+
 def grow(run: Run, parent: Node, move: Move, stream: int, branch: int, *, draft: bool = False) -> Node:
     """A new child whose id tells its solver, model and repetition too."""
     words = [word for word in (move.solver, move.model, "draft" if draft else None) if word]
-    again = run.tree.next_child(parent.index, move.kind, move.levels, branch, *words)
+    again = run.tree.next_child(parent, move.kind, move.levels, branch, *words)
     child = run.tree.add_child(parent, move, stream, branch, again, *words)
     child.draft = draft
     run.adopt(child)
@@ -301,7 +306,7 @@ def denoise(
     history = tuple(kept[f"history{i}"] for i in range(sum(name.startswith("history") for name in kept)))
     captured = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
     chain = Chain(
-        run, run.bindings[model], sampler, levels, child, kept["latent"], history, run.history_level[parent.index], captured, noise, then
+        run, run.bindings[model], sampler, levels, child, kept["latent"], history, run.history_level.get(parent.index, -1), captured, noise, then
     )
     growth.start(chain, parent)
 
@@ -418,7 +423,7 @@ def perturbed(run: Run, node: Node, scale: float, clean: Tensor, noise: Tensor) 
 
 def branch_off(run: Run, node: Node, move: Move) -> Node:
     """A renoise or perturb child: always a stream of its own."""
-    number = run.tree.next_child(node.index, move.kind, *move.levels)
+    number = run.tree.next_child(node, move.kind, *move.levels)
     stream = derive(run.tree.stream(node), move.kind, *move.levels, number)
     child = run.tree.add_child(node, Move(move.kind, move.levels, number, scale=move.scale, source=move.source), stream, number)
     run.adopt(child)

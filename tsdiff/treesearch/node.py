@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from tsdiff.treesearch.noise import Recipe, recipe_from_json, recipe_to_json
@@ -10,6 +12,8 @@ from tsdiff.treesearch.noise import Recipe, recipe_from_json, recipe_to_json
 Json: TypeAlias = bool | int | float | str | list[Any] | dict[str, Any] | None
 MoveKind: TypeAlias = Literal["draw", "start", "denoise", "renoise", "perturb"]
 Status: TypeAlias = Literal["open", "closed", "failed"]
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class Node:
       draft: made only to look ahead: counted and shown, never an answer.
       note: what the policy wrote on it, strict JSON.
       driver: which of the tree's drivers made it, 0 for the search itself.
+
+    `values` and `note` are for reading; they are replaced, never changed.
     """
 
     index: int
@@ -105,11 +111,11 @@ class Node:
     move: Move
     level: int
     nfe: int = 0
-    values: dict[str, Value] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=lambda: _NOTHING)  # one for all: most nodes of a large tree have none
     status: Status = "open"
     reason: str | None = None
     draft: bool = False
-    note: dict[str, Json] = field(default_factory=dict)
+    note: Mapping[str, Json] = field(default_factory=lambda: _NOTHING)
     driver: int = 0
 
     def __hash__(self) -> int:
@@ -149,6 +155,6 @@ class Node:
             "status": self.status,
             "reason": self.reason,
             "draft": self.draft,
-            "note": self.note,
+            "note": dict(self.note),
         }
         return data | {"driver": self.driver} if self.driver else data

@@ -39,16 +39,16 @@ def derive(*parts: int | str) -> int:
     Raises:
       UsageError: if an integer is negative or needs more than 128 bits.
     """
-    digest = hashlib.blake2b(digest_size=STREAM_BITS // 8)
+    path: list[bytes] = []
     for part in parts:
         if isinstance(part, str):
             data = part.encode()
-            digest.update(b"s" + len(data).to_bytes(4, "little") + data)
+            path += (b"s", len(data).to_bytes(4, "little"), data)
         elif 0 <= part < 1 << STREAM_BITS:
-            digest.update(b"i" + part.to_bytes(STREAM_BITS // 8, "little"))
+            path += (b"i", part.to_bytes(STREAM_BITS // 8, "little"))
         else:
             raise UsageError(f"seed or stream {part} is out of range; allowed are integers from 0 to 2**128 - 1")
-    return int.from_bytes(digest.digest(), "little")
+    return int.from_bytes(hashlib.blake2b(b"".join(path), digest_size=STREAM_BITS // 8).digest(), "little")
 
 
 def philox_words(key: int, count: int) -> NDArray[np.uint64]:
@@ -92,7 +92,7 @@ def generator(key: int) -> np.random.Generator:
 # recipe, and stand for its realised noise, which is always kept. So a neighbour can have neighbours of its own.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fresh:
     """Noise number `index` of the seed: the i-th first noise, the same for every prompt and policy.
 
@@ -102,7 +102,7 @@ class Fresh:
     index: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rotate:
     """A spherical neighbour of root `base`'s noise: the same norm, at an angle with the given cosine.
 
@@ -119,7 +119,7 @@ class Rotate:
             raise UsageError(f"Rotate: cosine is {self.cosine} but must lie in [-1, 1]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Mix:
     """A weighted sum of roots' noises, plus `fresh = (index, weight)` new noise; squared weights add up to 1.
 
@@ -138,7 +138,7 @@ class Mix:
             raise UsageError(f"Mix: the squared weights add up to {total:g} but must add up to 1 (to stay N(0, I))")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Slerp:
     """Spherical interpolation between the noises of roots `a` (t = 0) and `b` (t = 1); norms interpolate linearly."""
 
@@ -151,14 +151,14 @@ class Slerp:
             raise UsageError(f"Slerp: t is {self.t} but must lie in [0, 1]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Given:
     """Noise that the caller handed over as `latents=`, named by the sha256 of its float32 bytes."""
 
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Torch:
     """`torch.randn` under `torch.Generator().manual_seed(seed)`: what a diffusers pipeline draws. Root 0 only."""
 

@@ -121,7 +121,7 @@ class Preview:
         """The picture file. Raises DamagedRecord if it has changed, UsageError if it cannot be read."""
         try:
             with FileIO(self.path) as file:
-                header = header_at(file, _SEGMENT, self.offset)
+                header = header_at(file, self.path, _SEGMENT, self.offset)
                 if header.size != self.size or _facts(header) != self.facts:
                     raise Flaw("another record is there")
                 return bytes(payload_at(file, header))
@@ -228,13 +228,13 @@ def _scan(file: FileIO, path: Path, offset: int, size: int) -> Iterator[Preview]
     """
     while offset < size:
         try:
-            header = header_at(file, _SEGMENT, offset)
+            header = header_at(file, path, _SEGMENT, offset)
             end = offset + header.size
             if end > size:
                 return
             facts = _facts(header) if header.kind == PREVIEW else None
         except Flaw:
-            offset = next_record(file, _SEGMENT, offset + ALIGN - offset % ALIGN, size)
+            offset = next_record(file, path, _SEGMENT, offset + ALIGN - offset % ALIGN, size)
             continue
         if facts is not None:
             yield Preview(path, offset, header.size, **facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,25 @@ class Raw:
             raise UsageError(f"tensors of type {dtype!r} cannot be stored; allowed are {', '.join(ITEM_BYTES)}")
         elements = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         return Raw(dtype, tuple(tensor.shape), _swapped(elements.data, ITEM_BYTES[dtype]))
+
+    @staticmethod
+    def of_tensors(tensors: Sequence[Tensor]) -> list[Raw]:
+        """The bytes of many torch tensors; those of one type and shape leave their device together."""
+        import torch
+
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            alike.setdefault((tensor.dtype, tensor.shape, tensor.device), []).append(index)
+        raws: dict[int, Raw] = {}
+        for indices in alike.values():
+            if len(indices) == 1:
+                raws[indices[0]] = Raw.of_tensor(tensors[indices[0]])
+                continue
+            together = Raw.of_tensor(torch.stack([tensors[index].detach() for index in indices]))
+            shape, size = together.shape[1:], together.data.nbytes // len(indices)
+            for place, index in enumerate(indices):
+                raws[index] = Raw(together.dtype, shape, together.data[place * size : (place + 1) * size])
+        return [raws[index] for index in range(len(tensors))]
 
     @staticmethod
     def of_array(array: NDArray[Any]) -> Raw:

@@ -101,9 +101,10 @@ class Rebuilt:
             Move.from_json(made["move"]),
             made["level"],
             draft=made["draft"],
-            note=dict(made.get("note", {})),
             driver=tree.driver,
         )
+        if "note" in made:
+            node.note = made["note"]
         assert node.index == len(tree.nodes), "nodes are recorded in order"
         tree.nodes.append(node)
         if parent is None:
@@ -118,11 +119,11 @@ class Rebuilt:
         if kind == "settled":
             self.arrived[node.index], self.history[node.index] = effect["arrived"], effect["history"]
         elif kind == "failed":
-            node.status, node.reason = "failed", effect["reason"]
+            self.tree.give_up(node, effect["reason"])
         elif kind == "closed" and node.status == "open":
             node.status = "closed"
         elif kind == "valued":
-            node.values[effect["key"]] = Value(**effect["value"])
+            self.tree.give_value(node, effect["key"], Value(**effect["value"]))
 
 
 def rebuild(folder: Path, tree: Tree, most: int | None = None) -> Rebuilt:

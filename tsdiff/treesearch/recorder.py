@@ -20,14 +20,13 @@ from tsdiff.treesearch.previews import PreviewWriter
 from tsdiff.treesearch.records import (
     UNREPEATABLE,
     Diverged,
-    Reader,
+    InSegments,
     Recorded,
     Refusal,
     effect_to_json,
     node_to_json,
     request_to_json,
     restore,
-    stored,
 )
 from tsdiff.treesearch.requests import Request
 from tsdiff.treesearch.run import Effect, Group, Run
@@ -222,7 +221,8 @@ class FileRecorder:
         assert run.effects is not None
         made = run.tree.nodes[desk.nodes :]
         desk.nodes = len(run.tree.nodes)
-        effects = [effect_to_json(effect, self._keep(desk.file, run, effect)) for effect in run.effects]
+        places = self._keep(desk.file, run, run.effects)
+        effects = [effect_to_json(effect, known) for effect, known in zip(run.effects, places, strict=True)]
         run.effects.clear()
         return {
             "tree": run.tree.line,
@@ -235,25 +235,33 @@ class FileRecorder:
             "engine": self._engine(),
         }
 
-    def _keep(self, file: RunFile, run: Run, effect: Effect) -> dict[str, Place]:
-        """Write an effect's tensors, unless they have been forgotten already; from then on the store can do without its own."""
-        if effect.node is None or not effect.tensors:
-            return {}
-        node = effect.node.index
-        rest = ("node", node) if effect.kind == "settled" else ("prediction", node, effect.facts["model"])
-        key = run.key(*rest)
-        if key not in run.store:
-            return {}
-        name = "/".join([run.tree.line, *("main" if word is None else str(word) for word in rest)])
-        places = file.store(name, effect.tensors)  # type: ignore[arg-type]
-        run.store.refer(key, stored(file.segment_folder, places))
-        return places
+    def _keep(self, file: RunFile, run: Run, effects: Sequence[Effect]) -> list[dict[str, Place]]:
+        """Write the tensors of effects, but for those that have been forgotten already; from then on the store can do without its own.
+
+        Returns:
+          For each effect the places of its tensors.
+        """
+        keys: list[tuple[Any, ...] | None] = []
+        tensors: list[tuple[str, Tensor]] = []
+        for effect in effects:
+            key = _key(run, effect)
+            keys.append(key if key in run.store else None)
+            if keys[-1] is not None:
+                name = "/".join([run.tree.line, *("main" if word is None else str(word) for word in keys[-1][1:])])
+                tensors.extend((f"{name}/{part}", tensor) for part, tensor in effect.tensors.items())  # type: ignore[union-attr]
+        places = iter(file.store(tensors))
+        kept: list[dict[str, Place]] = []
+        for effect, key in zip(effects, keys, strict=True):
+            kept.append({} if key is None else {name: next(places) for name in effect.tensors})  # type: ignore[union-attr]
+            if key is not None:
+                run.store.refer(key, InSegments(file.segment_folder, kept[-1]))
+        return kept
 
     def _sweep(self, file: RunFile, run: Run) -> None:
         """Give back the disk space of nodes that were given up, segment by segment, where they are not to be kept."""
         if run.tree.line == "search" and not run.keep and file.full_segments:
-            readers = (reader for known in run.store.referred() for reader in known.values())
-            file.sweep({reader.place.segment for reader in readers if isinstance(reader, Reader) and reader.folder == file.segment_folder})
+            ours = (known for known in run.store.referred() if isinstance(known, InSegments) and known.folder == file.segment_folder)
+            file.sweep({place.segment for known in ours for place in known.places})
 
     def _engine(self) -> dict[str, int]:
         return {name: getattr(self.ledger, name) for name in COUNTS}
@@ -264,6 +272,15 @@ class FileRecorder:
             more = max(counts.get(name, 0) - self._before[name], 0)
             self._before[name] += more
             setattr(self.ledger, name, getattr(self.ledger, name) + more)
+
+
+def _key(run: Run, effect: Effect) -> tuple[Any, ...] | None:
+    """What the tensors of an effect are stored under; None if it has none."""
+    if effect.node is None or not effect.tensors:
+        return None
+    if effect.kind == "settled":
+        return run.key("node", effect.node.index)
+    return run.key("prediction", effect.node.index, effect.facts["model"])
 
 
 def _notes(run: Run) -> list[Any]:

@@ -13,6 +13,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,16 @@ def _plain(value: Any) -> Any:
 
 def node_to_json(node: Node) -> dict[str, Any]:
     """What a node is from its beginning, as strict JSON; a note only where its move left one."""
-    data = node.to_json()
-    own = {name: data[name] for name in ("index", "id", "stream", "parent", "move", "level", "draft")}
-    return own | {"note": node.note} if node.note else own
+    data = {
+        "index": node.index,
+        "id": f"{node.id:032x}",
+        "stream": f"{node.stream:032x}",
+        "parent": None if node.parent is None else node.parent.index,
+        "move": node.move.to_json(),
+        "level": node.level,
+        "draft": node.draft,
+    }
+    return data | {"note": dict(node.note)} if node.note else data
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class Recorded:
         for effect in self.record["effects"]:
             facts = dict(effect)
             kind, index, places = facts.pop("effect"), facts.pop("node", None), facts.pop("tensors", {})
-            yield Effect(kind, None if index is None else nodes[index], facts, stored(self.folder, {name: Place.from_json(place) for name, place in places.items()}))
+            yield Effect(kind, None if index is None else nodes[index], facts, InSegments(self.folder, {name: Place.from_json(place) for name, place in places.items()}))
 
     def restore(self, ledger: TreeLedger) -> None:
         """Set a tree's ledger to what it was when the request was complete."""
@@ -157,17 +165,24 @@ def effect_to_json(effect: Effect, places: Mapping[str, Place]) -> dict[str, Any
     return data
 
 
-def stored(folder: Path, places: Mapping[str, Place]) -> Stored:
-    """Tensors of segments, for a store."""
-    return Stored({name: Reader(folder, place) for name, place in places.items()})
+class InSegments(Stored):
+    """Tensors that are in the segments of a folder, for a store; a tree may have as many of these as nodes."""
+
+    __slots__ = ("_names", "folder", "places")
+
+    def __init__(self, folder: Path, places: Mapping[str, Place]) -> None:
+        self.folder = folder
+        self.places = tuple(places.values())
+        self._names = _shared(tuple(places))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self) -> dict[str, Tensor]:
+        return {name: read(self.folder, place)[1].tensor() for name, place in zip(self._names, self.places, strict=True)}
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """Reads a tensor of a segment when it is called."""
-
-    folder: Path
-    place: Place
-
-    def __call__(self) -> Tensor:
-        return read(self.folder, self.place)[1].tensor()
+@cache
+def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
+    """One object for equal names, of which there are few."""
+    return names

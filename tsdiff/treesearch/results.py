@@ -84,7 +84,7 @@ class Result:
         return self.node.score(self.tree.verifier)
 
     @property
-    def scores(self) -> dict[str, Value]:
+    def scores(self) -> Mapping[str, Value]:
         """The answer's values by verifier."""
         return self.node.values
 
@@ -157,11 +157,11 @@ class Result:
           disk: through which files are changed.
         """
         self.path = folder
-        write_json(folder / "tree.json", self.tree.to_json(), disk=disk)
+        write_tree(folder / "tree.json", self.tree, disk=disk)
         told = origin if self.options.get("metadata", True) else None
         self._write_image(folder / "best.png", told, disk)
         if self.baseline is not None:
-            write_json(folder / "baseline.json", self.baseline.tree.to_json(), disk=disk)
+            write_tree(folder / "baseline.json", self.baseline.tree, disk=disk)
             self.baseline._write_image(folder / "baseline.png", told, disk)
         if self.latents and not (folder / "latents.safetensors").exists():
             write_latents(folder / "latents.safetensors", [f"node/{index}" for index in self.latents], lambda name: self.latents[int(name[5:])], disk=disk)
@@ -244,6 +244,11 @@ class Result:
             score = "no score" if one.score is None else f"{one.score:.4g}"
             cells.append(f"<td>{picture}{title}: {html.escape(self.tree.verifier)} {score}, {one.ledger.nfe} NFE</td>")
         return f"<table><caption>{html.escape(self.prompt)}</caption><tr>{''.join(cells)}</tr></table>"
+
+
+def write_tree(path: Path, tree: Tree, *, disk: Disk = LOCAL) -> None:
+    """Write a tree node by node: as JSON objects, all nodes of a large one would take much more memory than the tree."""
+    write_json(path, tree.facts() | {"nodes": (node.to_json() for node in tree.nodes)}, disk=disk)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsdiff.treesearch.errors import SetupError, TsdiffError, UsageError
 from tsdiff.treesearch.node import Node, Value
-from tsdiff.treesearch.noise import Given, Mix, Recipe, realize, roots_of
+from tsdiff.treesearch.noise import Fresh, Given, Mix, Recipe, realize, roots_of
 from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, TreeView, Verifier
 from tsdiff.treesearch.requests import Gather, Request
 from tsdiff.treesearch.schedule import Schedule
@@ -18,7 +19,6 @@ from tsdiff.treesearch.store import Store, Stored
 from tsdiff.treesearch.tree import Tree, best_node
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from tsdiff.treesearch.noise import Array
@@ -115,9 +115,10 @@ class Launch:
 
 
 Tensors: TypeAlias = Mapping[str, "Tensor"] | Stored
+NOTHING: Tensors = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Effect:
     """One thing that the work of a group changed in its tree, as it is written down and repeated.
 
@@ -131,8 +132,8 @@ class Effect:
 
     kind: str
     node: Node | None
-    facts: dict[str, Any] = field(default_factory=dict)
-    tensors: Tensors = field(default_factory=dict)
+    facts: dict[str, Any]
+    tensors: Tensors
 
 
 @dataclass(eq=False)
@@ -228,7 +229,8 @@ class Run:
         self.finished_leaf = False
         self.predicted: set[tuple[int, str | None]] = set()
         self.arrived: dict[int, bool] = {}
-        self.history_level: dict[int, int] = {}
+        self.history_level: dict[int, int] = {}  # of nodes that have a history
+        self.open_roots: dict[int, int] = {}  # which root an open node is
         self.repeats: dict[tuple[Any, ...], Node] = {}
         self.memos_of: dict[int, list[tuple[Any, ...]]] = {}
         self.scoring: dict[tuple[int, str, int], list[Group]] = {}
@@ -269,12 +271,19 @@ class Run:
         if not node.draft:
             self.frontier.add(node.level, False)
 
+    def adopt_root(self, node: Node, noise: Tensor) -> None:
+        """The same for the newest root, whose noise is kept at hand while it is open."""
+        self.adopt(node)
+        number = self.open_roots[node.index] = len(self.roots) - 1
+        self.store.put(self.key("noise", number), {"noise": noise})
+
     def settle(self, node: Node, tensors: Tensors, *, arrived: bool, history_level: int = -1) -> None:
         """Give a node its latent and history."""
         self._log("settled", node, tensors, arrived=arrived, history=history_level, nfe=node.nfe)
         self.store.put(self.key("node", node.index), tensors)
         self.arrived[node.index] = arrived
-        self.history_level[node.index] = history_level
+        if history_level >= 0:
+            self.history_level[node.index] = history_level
         if node.level == self.tree.schedule.last and not node.draft and node.driver == self.tree.driver:
             self.finished_leaf = True
 
@@ -300,8 +309,7 @@ class Run:
             return
         self._log("failed", node, reason=reason, nfe=node.nfe)
         self._leave(node)
-        node.status = "failed"
-        node.reason = reason
+        self.tree.give_up(node, reason)
         self._forget(node, keep=False)
 
     def close(self, node: Node) -> None:
@@ -314,11 +322,17 @@ class Run:
         # A finished sample may still become the answer.
         finished = node.level == self.tree.schedule.last
         self._forget(node, keep=(self.keep or finished) and not node.draft)
+        # Nothing will be asked of it any more: what is kept for every node must be little.
+        self.arrived.pop(node.index, None)
+        self.history_level.pop(node.index, None)
+        self.tree.children.pop(node.index, None)
+        if node.index in self.open_roots:
+            self.store.drop(self.key("noise", self.open_roots.pop(node.index)))
 
     def value(self, node: Node, key: str, value: Value) -> None:
         """Give a node a verifier's value."""
         self._log("valued", node, key=key, value=value.to_json())
-        node.values[key] = value
+        self.tree.give_value(node, key, value)
 
     def close_all(self) -> None:
         """The tree has ended: no node will be grown any more. Latents stay until `dissolve`."""
@@ -416,7 +430,7 @@ class Run:
 
     def _log(self, kind: str, node: Node | None, tensors: Tensors | None = None, **facts: Any) -> None:
         if self.effects is not None:
-            self.effects.append(Effect(kind, node, facts, {} if tensors is None else tensors))
+            self.effects.append(Effect(kind, node, facts, NOTHING if tensors is None else tensors))
 
     # Noise ------------------------------------------------------------------------------------------------------
 
@@ -433,15 +447,25 @@ class Run:
             raise UsageError(f"{kind}: {recipe} is not the noise that this search was given; pass it as latents=")
 
     def realize(self, recipe: Recipe) -> Array:
-        """The noise of a recipe; roots' noises come from the store, where they are always kept.
+        """The noise of a recipe.
 
         A later driver's recipes count its own first nodes, and a stream of its own takes the place of the seed.
         """
         seed = self.tree.seed if self.launch is None else self.tree.stream(self.launch.node)
-        roots: dict[int, np.ndarray[Any, Any]] = {}
-        for index in roots_of(recipe):
-            roots[index] = self.store.get(self.key("noise", index))["noise"].cpu().numpy()
+        roots = {index: self._noise_of_root(index) for index in roots_of(recipe)}
         return realize(recipe, seed=seed, shape=self.shape, roots=roots, given=self.given)
+
+    def _noise_of_root(self, number: int) -> Array:
+        """The noise of a root; that of a closed one is made again, and kept from then on."""
+        import torch
+
+        key = self.key("noise", number)
+        if key in self.store:
+            kept: Array = self.store.get(key)["noise"].cpu().numpy()
+            return kept
+        noise = self.realize(self.roots[number].move.noise or Fresh(number))
+        self.store.put(key, {"noise": torch.from_numpy(noise)})
+        return noise
 
     # Groups -----------------------------------------------------------------------------------------------------
 

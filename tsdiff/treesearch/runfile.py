@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 JOURNAL = "journal.jsonl"
 SEGMENTS = "latents"
 SYNC_SECONDS = 0.25
+_LEAST_REST = 100.0  # between two syncs, in units of the time that one took
+_AT_ONCE = 16 << 20  # bytes of tensors that are brought to the host together
 
 
 class RunFile:
@@ -35,7 +37,8 @@ class RunFile:
       folder: of the run; it is there, and locked by the caller.
       about: what the run is; a journal that is there must say the same.
       disk: through which files are changed.
-      sync_seconds: how long groups may wait for their sync; 0 syncs each.
+      sync_seconds: how long groups may wait for their sync, or 100 times as long as a sync takes if that is longer; 0
+        syncs each.
       segment_bytes: size from which a new segment is begun.
 
     Raises:
@@ -46,10 +49,12 @@ class RunFile:
         self, folder: Path, about: Mapping[str, Any], *, disk: Disk = LOCAL, sync_seconds: float = SYNC_SECONDS, segment_bytes: int = SEGMENT_BYTES
     ) -> None:
         self.folder = folder
+        self.segment_folder = folder / SEGMENTS
         self.users = 0
         self._swept = 0
         self._sync_seconds = sync_seconds
         self._segments: Segments | None = None
+        self.tapes: dict[tuple[str, int], Tape] = {}
         self._journal = Journal.open(folder / JOURNAL, dict(about), disk=disk)
         try:
             if self._journal.about != about:
@@ -61,28 +66,30 @@ class RunFile:
         except BaseException:
             self.close()
             raise
-        self._synced_at = time.monotonic()
+        self._sync_due = time.monotonic() + sync_seconds
 
-    @property
-    def segment_folder(self) -> Path:
-        """Where the segments are."""
-        return self.folder / SEGMENTS
-
-    def store(self, key: str, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
-        """Write tensors that the next `commit` will tell of; returns their places."""
+    def store(self, tensors: Sequence[tuple[str, Tensor]]) -> list[Place]:
+        """Write tensors by key that the next `commit` will tell of; returns their places."""
         assert self._segments is not None
-        return {name: self._segments.append(f"{key}/{name}", Raw.of_tensor(tensor)) for name, tensor in tensors.items()}
+        places: list[Place] = []
+        for part in _parts(tensors):
+            raws = Raw.of_tensors([tensor for _, tensor in part])
+            places += self._segments.append_all([(key, raw) for (key, _), raw in zip(part, raws, strict=True)])
+        return places
 
     def commit(self, records: Sequence[dict[str, Any]], *, sync: bool = False) -> None:
         """Append a group, whole or not at all; with `sync`, or when one is due, it would survive a power cut too."""
         assert self._segments is not None
-        sync = sync or time.monotonic() - self._synced_at >= self._sync_seconds
+        begun = time.monotonic()
+        sync = sync or begun >= self._sync_due
         if sync:
             self._segments.sync()
         last = records[-1] | {"segments": list(self._segments.end), "synced": sync}
         self._journal.commit([*records[:-1], last], sync=sync)
         if sync:
-            self._synced_at = time.monotonic()
+            now = time.monotonic()
+            # A slow disk is synced less often, so that waiting for it stays a small share of the time.
+            self._sync_due = now + (max(self._sync_seconds, _LEAST_REST * (now - begun)) if self._sync_seconds else 0.0)
 
     @property
     def full_segments(self) -> bool:
@@ -105,12 +112,16 @@ class RunFile:
         self._journal.close()
         if self._segments is not None:
             self._segments.close()
+        for tape in self.tapes.values():
+            tape.close()
 
     def _drop_unreadable(self) -> None:
         """Take back the groups after the last synced one from the first on whose tensors are not there."""
         unsure: list[Group] = []
         for group in JournalReader(self.folder / JOURNAL):
-            unsure = [] if group.records[-1]["synced"] else [*unsure, group]  # type: ignore[index, call-overload]
+            unsure.append(group)
+            if group.records[-1]["synced"]:  # type: ignore[index, call-overload]
+                unsure.clear()
         for group in unsure:
             if not all(_readable(self.segment_folder, record) for record in group.records):
                 size = group.end.lines - len(group.records)
@@ -124,24 +135,30 @@ class RunFile:
 class Tape:
     """The records of one driver of a tree, read one by one from the journal.
 
+    Args:
+      folder: of the run.
+      tree: its ledger line.
+      after: where in the journal the driver's records begin; None for the first driver's.
+
     Attributes:
+      count: records of requests that have not been read yet.
       driver: what the record that begins it says; None for the first driver, which needs none.
       answers: of pending verifiers, by (node, value key), that no completed request has taken up.
       end: what was written when the tree had ended; None if it had not.
     """
 
-    def __init__(self, folder: Path, driver: dict[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, tree: str, driver: dict[str, Any] | None = None, *, after: Position | None = None) -> None:
         self.folder = folder
         self.driver = driver
-        self.answers: dict[tuple[int, str], deque[dict[str, Any]]] = {}
         self.count = 0
+        self.answers: dict[tuple[int, str], deque[dict[str, Any]]] = {}
         self.end: dict[str, Any] | None = None
-        self._places: deque[tuple[Position, int, int]] = deque()
+        self._requests = self._read(tree, after)
 
-    def add(self, before: Position, place: int, record: Mapping[str, Any]) -> None:
-        """A record is at a place of the group after a position."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """The journal holds this record of the tree."""
         if "request" in record:
-            self._places.append((before, place, before.lines + place + 1))
+            self.count += 1
             if "refused" not in record:
                 self.answers.clear()
         elif "answer" in record:
@@ -152,13 +169,24 @@ class Tape:
 
     def next(self) -> tuple[dict[str, Any], str] | None:
         """The next request's record and where it is, for messages; None at the end."""
-        if not self._places:
+        if not self.count:
+            self.close()
             return None
-        before, place, line = self._places.popleft()
+        self.count -= 1
+        return next(self._requests)
+
+    def close(self) -> None:
+        """Read no more; closing twice is fine."""
+        self._requests.close()
+
+    def _read(self, tree: str, after: Position | None) -> Generator[tuple[dict[str, Any], str], None, None]:
+        """The tree's requests after a position; those of the next driver come last, and are not asked for."""
         path = self.folder / JOURNAL
-        group = next(iter(JournalReader(path, after=before)))
-        record: Any = group.records[place]
-        return record, f"line {line} of {str(path)!r}"
+        for group in JournalReader(path, after=after):
+            first = group.end.lines - len(group.records) + 1
+            for line, record in enumerate(group.records, first):
+                if isinstance(record, dict) and record["tree"] == tree and "request" in record:
+                    yield record, f"line {line} of {str(path)!r}"
 
 
 def _index(folder: Path) -> tuple[dict[tuple[str, int], Tape], dict[str, int], tuple[int, int]]:
@@ -167,22 +195,37 @@ def _index(folder: Path) -> tuple[dict[tuple[str, int], Tape], dict[str, int], t
     present: dict[str, int] = {}
     engine: dict[str, int] = {}
     end = (0, 0)
-    reader = JournalReader(folder / JOURNAL)
-    before = reader.start
-    assert before is not None
-    for group in reader:
-        for place, record in enumerate(group.records):
+    before: Position | None = None
+    for group in JournalReader(folder / JOURNAL):
+        for record in group.records:
             assert isinstance(record, dict)
-            line = record["tree"]
+            tree = record["tree"]
             if "driver" in record:
-                present[line] = record["driver"]["number"]
-                tapes[line, present[line]] = Tape(folder, record["driver"])
+                present[tree] = record["driver"]["number"]
+                tapes[tree, present[tree]] = Tape(folder, tree, record["driver"], after=before)
             else:
-                tapes.setdefault((line, present.get(line, 0)), Tape(folder)).add(before, place, record)
+                key = tree, present.get(tree, 0)
+                if key not in tapes:
+                    tapes[key] = Tape(folder, tree)
+                tapes[key].add(record)
             engine = record.get("engine", engine)
             end = tuple(record.get("segments", end))
         before = group.end
     return tapes, engine, end
+
+
+def _parts(tensors: Sequence[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
+    """The same in order, not too many bytes at a time."""
+    part: list[tuple[str, Tensor]] = []
+    size = 0
+    for entry in tensors:
+        if part and size + entry[1].nbytes > _AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(entry)
+        size += entry[1].nbytes
+    if part:
+        yield part
 
 
 def _readable(folder: Path, record: Any) -> bool:

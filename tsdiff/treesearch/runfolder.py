@@ -20,7 +20,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.disk import LOCAL, Disk, told, write_whole
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.strictjson import decode, encode
+from tsdiff.treesearch.strictjson import decode, in_pieces
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +46,7 @@ UPGRADES: tuple[Callable[[str, dict[str, Any]], dict[str, Any]], ...] = ()
 """Step i turns the JSON file of a name ("tree.json"), of format version i + 1, into one of version i + 2."""
 
 FORMAT = len(UPGRADES) + 1
+_WRITE_BYTES = 1 << 16
 PACKAGES = ("tsdiff", "torch", "diffusers", "transformers", "open_clip_torch", "numpy", "safetensors")
 
 
@@ -76,8 +77,11 @@ def slug(text: str, most: int = 40) -> str:
 
 
 def write_json(path: Path, data: Mapping[str, Any], *, disk: Disk = LOCAL) -> None:
-    """Write strict JSON (no NaN), whole or not at all."""
-    write_file(path, [encode(dict(data), spread=True), b"\n"], disk=disk)
+    """Write strict JSON (no NaN), whole or not at all. Values that are iterators become lists, and are never in memory as a whole."""
+    pieces = in_pieces(data)
+    if not any(isinstance(value, Iterator) for value in data.values()):
+        pieces = iter(list(pieces))  # what cannot be written is told before a file is begun
+    write_file(path, chain(pieces, [b"\n"]), disk=disk)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -113,26 +117,46 @@ def write_image(path: Path, image: Image, texts: Mapping[str, str] | None = None
     write_file(path, [buffer.getvalue()], disk=disk)
 
 
-def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor], *, disk: Disk = LOCAL) -> None:
+def write_latents(path: Path, names: Iterable[str], read: Callable[[str], Tensor], *, alike: bool = False, disk: Disk = LOCAL) -> None:
     """Write a safetensors file one tensor at a time, so that memory does not grow with the tree.
 
     The format (an 8-byte length, a JSON header, then raw little-endian data) needs all shapes first, so every tensor
-    is read twice.
+    is read twice; once if all are `alike`, as far as that is true.
     """
-    header: dict[str, Any] = {}
-    offset = 0
     kept = list(names)
-    for name in kept:
-        tensor = read(name)
-        header[name] = {
-            "dtype": _DTYPES[str(tensor.dtype)],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    write_file(path, chain([len(text).to_bytes(8, "little") + text], (_raw(read(name)) for name in kept)), disk=disk)
+    forms = [_form(read(name)) for name in kept[: 1 if alike else None]]
+    if alike:
+        forms *= len(kept)
+
+    def header() -> Iterator[bytes]:
+        before, offset = "{", 0
+        for name, (size, form) in zip(kept, forms, strict=True):
+            yield f'{before}{json.dumps(name)}: {{{form}, "data_offsets": [{offset}, {offset + size}]}}'.encode()
+            before, offset = ", ", offset + size
+        yield b"}" if kept else b"{}"
+
+    def data() -> Iterator[bytes]:
+        for name, form in zip(kept, forms, strict=True):
+            tensor = read(name)
+            if _form(tensor) != form:
+                raise _Unlike
+            yield _raw(tensor)
+
+    length = sum(map(len, header()))
+    padding = -length % 8
+    try:
+        write_file(path, chain([(length + padding).to_bytes(8, "little")], header(), [b" " * padding], data()), disk=disk)
+    except _Unlike:
+        write_latents(path, kept, read, disk=disk)
+
+
+class _Unlike(Exception):
+    """A tensor differs in type or shape from the others."""
+
+
+def _form(tensor: Tensor) -> tuple[int, str]:
+    """Bytes; and type and shape as the header of a safetensors file has them."""
+    return tensor.nbytes, f'"dtype": "{_DTYPES[str(tensor.dtype)]}", "shape": {list(tensor.shape)}'
 
 
 class LatentsFile:
@@ -180,9 +204,23 @@ class LatentsFile:
 def write_file(path: Path, pieces: Iterable[bytes], *, disk: Disk = LOCAL) -> None:
     """Write a file, whole or not at all. Raises UsageError, SetupError if it cannot be written."""
     try:
-        write_whole(disk, path, pieces)
+        write_whole(disk, path, _gathered(pieces))
     except OSError as error:
         raise told(error, path) from error
+
+
+def _gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same in pieces that are worth a write each."""
+    waiting: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _WRITE_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)
 
 
 _DTYPES = {"torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16"}

@@ -101,8 +101,8 @@ class SavedTree:
         for item in data["nodes"]:
             node = tree._add(item)
             _state(node, item["nfe"], item["status"], item["reason"])
-            node.values = {sys.intern(key): _value(value) for key, value in item["values"].items()}
-            node.note = _of(dict, item["note"])
+            if item["values"]:
+                node.values = {sys.intern(key): _value(value) for key, value in item["values"].items()}
         return tree
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +137,8 @@ class SavedTree:
             if index is None:
                 self.notes.append(_of(dict, facts))
             else:
-                self.at(index).note.update(facts)
+                node = self.at(index)
+                node.note = {**node.note, **_of(dict, facts)}
                 touched.add(index)
         return touched
 
@@ -227,6 +228,8 @@ class SavedTree:
             index, int(data["id"], 16), int(data["stream"], 16), above, self._move(data["move"]), level, draft=_of(bool, data["draft"]), driver=_of(int, data.get("driver", self.driver)),
             alpha=None if schedule is None else schedule.alpha[level], sigma=None if schedule is None else schedule.sigma[level],
         )  # fmt: skip
+        if data.get("note"):
+            node.note = _of(dict, data["note"])
         if above is not None:
             if node.stream == above.stream:
                 node.stream = above.stream  # one number in memory for a whole path
@@ -265,7 +268,8 @@ class SavedTree:
     def _value(self, index: int, key: str, value: Mapping[str, Any]) -> bool:
         if not 0 <= index < len(self.nodes):
             return False
-        self.nodes[index].values[sys.intern(key)] = _value(value)
+        node = self.nodes[index]
+        node.values = {**node.values, sys.intern(key): _value(value)}
         return True
 
     def _end(self, end: Mapping[str, Any]) -> set[int]:

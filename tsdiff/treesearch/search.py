@@ -31,7 +31,7 @@ from tsdiff.treesearch.results import Failure, Result, Results, to_pil
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS
 from tsdiff.treesearch.runfolder import LOCK, claim_folder, environment, write_latents
-from tsdiff.treesearch.store import Store
+from tsdiff.treesearch.store import Store, remove_scratch
 from tsdiff.treesearch.tree import Tree
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ def execute(
         try:
             models = load_models(plan)
             model = models[None]
+            if into is not None:
+                remove_scratch(into)
             store = Store(model.device, host_limit=plan.limits.host_bytes, device_limit=plan.limits.device_bytes, folder=folder)
             stack.callback(store.close)
             stack.enter_context(settings(plan.limits.deterministic))
@@ -301,7 +303,7 @@ class _Collector:
             if self.folders is not None:
                 kept = [node.index for node in _kept(self.plan, run) if run.key("node", node.index) in run.store]
                 path = self.folders.path(place) / "latents.safetensors"
-                write_latents(path, [f"node/{i}" for i in kept], lambda name: run.store.get(run.key("node", int(name[5:])))["latent"], disk=self.folders.disk)
+                write_latents(path, (f"node/{i}" for i in kept), lambda name: run.store.read(run.key("node", int(name[5:])))["latent"], alike=True, disk=self.folders.disk)
             else:
                 self.latents[place] = {node.index: run.store.get(run.key("node", node.index))["latent"].cpu() for node in run.answer.path() if run.key("node", node.index) in run.store}
         if len(parts) == (1 if self.plan.baseline_cost is None else 2):

@@ -24,7 +24,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from io import FileIO
+from functools import lru_cache
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def segment_numbers(folder: Path) -> list[int]:
 
 def write_record(segment: int, offset: int, key: str, raw: Raw) -> bytes:
     """The bytes of a record that will stand at a byte offset of a segment."""
-    text = encode({"key": key, "dtype": raw.dtype, "shape": list(raw.shape)})
+    text = b'{"key":%b%b' % (encode(key), _form(raw.dtype, raw.shape))
     if len(text) > _MAX_HEADER - ALIGN:
         raise UsageError(f"a key of {len(key)} characters is too long to store a tensor under")
     return seal(TENSOR, segment, offset, text, raw.data)
@@ -124,6 +125,12 @@ def seal(kind: int, segment: int, offset: int, text: bytes, data: Bytes) -> byte
     return b"".join((head, data, check, b"\0" * (-(size + _CRC.size) % ALIGN)))
 
 
+@lru_cache(maxsize=64)
+def _form(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What follows the key in a header's text: a run has few types and shapes."""
+    return b',"dtype":%b,"shape":%b}' % (encode(dtype), encode(list(shape)))
+
+
 def read(folder: Path, place: Place) -> tuple[str, Raw]:
     """Key and contents of the tensor at a place.
 
@@ -133,13 +140,15 @@ def read(folder: Path, place: Place) -> tuple[str, Raw]:
     """
     path = segment_path(folder, place.segment)
     try:
-        with FileIO(path) as file:
-            header = header_at(file, place.segment, place.offset)
-            if header.kind != TENSOR:
-                raise Flaw("the record there is no tensor")
-            if header.size != place.size:
-                raise Flaw(f"it has {header.size} bytes instead of {place.size}")
-            return header.key, Raw(header.dtype, header.shape, payload_at(file, header))
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            record = BytesIO(file.read(place.size))
+        header = header_at(record, path, place.segment, place.offset, base=place.offset)
+        if header.kind != TENSOR:
+            raise Flaw("the record there is no tensor")
+        if header.size != place.size:
+            raise Flaw(f"it has {header.size} bytes instead of {place.size}")
+        return header.key, Raw(header.dtype, header.shape, payload_at(record, header))
     except Flaw as flaw:
         raise DamagedRecord(f"the tensor at byte {place.offset} of {str(path)!r} is lost: {flaw}") from None
     except FileNotFoundError:
@@ -167,13 +176,14 @@ def scan(folder: Path, *, verify: bool = True) -> Iterator[Entry | Damage]:
 
 def scan_segment(folder: Path, number: int, *, verify: bool = True) -> Iterator[Entry | Damage]:
     """All that one segment holds, in order. Raises OSError, or UsageError if it was written by a newer tsdiff."""
-    with FileIO(segment_path(folder, number)) as file:
+    path = segment_path(folder, number)
+    with FileIO(path) as file:
         size = file.seek(0, 2)
         offset = 0
         while offset < size:
             after: int | None = None
             try:
-                header = header_at(file, number, offset)
+                header = header_at(file, path, number, offset)
                 if offset + header.size > size:
                     after = size
                     raise Flaw("it is cut short")
@@ -184,7 +194,7 @@ def scan_segment(folder: Path, number: int, *, verify: bool = True) -> Iterator[
                     yield Entry(Place(number, offset, header.size), header.key, header.dtype, header.shape)
             except Flaw as flaw:
                 if after is None:
-                    after = next_record(file, number, offset + ALIGN, size)
+                    after = next_record(file, path, number, offset + ALIGN, size)
                 yield Damage(number, offset, after - offset, after == size, str(flaw))
             offset = after
 
@@ -216,9 +226,12 @@ class Header:
     text: bytes = b""
 
 
-def header_at(file: FileIO, segment: int, offset: int) -> Header:
-    """The header at a byte offset; afterwards the file stands at the payload. Raises Flaw."""
-    file.seek(offset)
+def header_at(file: FileIO | BytesIO, path: Path, segment: int, offset: int, *, base: int = 0) -> Header:
+    """The header at a byte offset of a segment, of which `file` holds what follows `base`; afterwards it stands at the payload.
+
+    Raises Flaw.
+    """
+    file.seek(offset - base)
     fixed = _exactly(file, _FIXED.size)
     magic, version, kind, of_segment, at_offset, length, payload = _FIXED.unpack(fixed)
     if magic != _MAGIC or length > _MAX_HEADER:
@@ -227,7 +240,7 @@ def header_at(file: FileIO, segment: int, offset: int) -> Header:
     if _CRC.unpack(head[-_CRC.size :])[0] != zlib.crc32(head[: -_CRC.size]):
         raise Flaw("the checksum of its header is wrong")
     if version > VERSION:
-        raise UsageError(f"{str(file.name)!r} has format {version}, but this tsdiff reads up to format {VERSION}; install a newer tsdiff")
+        raise UsageError(f"{str(path)!r} has format {version}, but this tsdiff reads up to format {VERSION}; install a newer tsdiff")
     if (of_segment, at_offset) != (segment, offset):
         raise Flaw("the record there belongs to another place")
     size = len(head) + payload + _CRC.size
@@ -241,7 +254,7 @@ def header_at(file: FileIO, segment: int, offset: int) -> Header:
         raise Flaw(f"its header makes no sense ({error})") from None
 
 
-def payload_at(file: FileIO, header: Header) -> memoryview:
+def payload_at(file: FileIO | BytesIO, header: Header) -> memoryview:
     """The payload that follows a header. Raises Flaw."""
     data = _exactly(file, header.payload + _CRC.size)
     payload = memoryview(data)[: header.payload]
@@ -250,7 +263,7 @@ def payload_at(file: FileIO, header: Header) -> memoryview:
     return payload
 
 
-def _exactly(file: FileIO, size: int) -> bytearray:
+def _exactly(file: FileIO | BytesIO, size: int) -> bytearray:
     data = bytearray(size)
     rest = memoryview(data)
     while len(rest):
@@ -261,7 +274,7 @@ def _exactly(file: FileIO, size: int) -> bytearray:
     return data
 
 
-def next_record(file: FileIO, number: int, start: int, size: int) -> int:
+def next_record(file: FileIO, path: Path, number: int, start: int, size: int) -> int:
     """Where the next record with an intact header begins, from a multiple of 64 bytes on; the file's size if none does."""
     for base in range(start, size, _CHUNK):
         file.seek(base)
@@ -270,7 +283,7 @@ def next_record(file: FileIO, number: int, start: int, size: int) -> int:
         while found >= 0:
             if found % ALIGN == 0:
                 with suppress(Flaw):  # bytes that only look like a record
-                    header_at(file, number, base + found)
+                    header_at(file, path, number, base + found)
                     return base + found
             found = data.find(_MAGIC, found + 1)
     return size

@@ -7,6 +7,8 @@ segments end: so every place in the journal can be read, and opening with that e
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +18,7 @@ from tsdiff.treesearch.raw import Raw
 from tsdiff.treesearch.segmentfile import Damage, Place, scan_segment, segment_numbers, segment_path, write_record
 
 SEGMENT_BYTES = 256 << 20
+_WRITE_BYTES = 1 << 20
 
 
 class Segments:
@@ -79,36 +82,37 @@ class Segments:
         Raises:
           SetupError: if the disk is full or fails.
         """
+        return self.append_all([(key, raw)])[0]
+
+    def append_all(self, tensors: Sequence[tuple[str, Raw]]) -> list[Place]:
+        """Write many tensors, as one after another but with few writes; returns their places. Raises as `append`."""
         self._require_usable()
+        places: list[Place] = []
         segment, offset = self.end
-        data = write_record(segment, offset, key, raw)
-        self._usable = False
-        try:
+        waiting: list[bytes] = []
+        for key, raw in tensors:
+            data = write_record(segment, offset, key, raw)
             if offset and offset + len(data) > self._limit:
-                self._close_segment()
-                segment, offset = segment + 1, 0
-                data = write_record(segment, offset, key, raw)
-            if self._file < 0:
-                self._begin((segment, offset))
-            self._unsynced = True
-            with taken_back(self._disk, self._file, offset):
-                self._disk.write(self._file, offset, data)
-        except OSError as error:
-            raise told(error, segment_path(self.folder, segment)) from error
-        self._usable = True
-        self.end = (segment, offset + len(data))
-        return Place(segment, offset, len(data))
+                data = write_record(segment + 1, 0, key, raw)
+                self._write(waiting)
+                self._turn(segment + 1)
+                waiting, (segment, offset) = [], self.end
+            elif offset - self.end[1] > _WRITE_BYTES:
+                self._write(waiting)
+                waiting = []
+            waiting.append(data)
+            places.append(Place(segment, offset, len(data)))
+            offset += len(data)
+        self._write(waiting)
+        return places
 
     def sync(self) -> None:
         """Return when all tensors would survive a power cut. Raises SetupError if the disk fails."""
         self._require_usable()
         if self._unsynced:
-            self._usable = False
-            try:
+            with self._changing(self.end[0]):
                 self._disk.sync(self._file)
-            except OSError as error:
-                raise told(error, segment_path(self.folder, self.end[0])) from error
-            self._unsynced, self._usable = False, True
+            self._unsynced = False
 
     def discard(self, segment: int) -> None:
         """Remove a segment of which nothing is wanted any more; not the last, which is being written."""
@@ -134,6 +138,37 @@ class Segments:
     def _require_usable(self) -> None:
         if not self._usable:
             raise SetupError(f"{str(self.folder)!r} is closed, or an earlier write to it failed; open it again")
+
+    def _write(self, records: Sequence[bytes]) -> None:
+        """Write records at the end of the last segment."""
+        if not records:
+            return
+        segment, offset = self.end
+        data = b"".join(records)
+        with self._changing(segment):
+            if self._file < 0:
+                self._begin((segment, offset))
+            self._unsynced = True
+            with taken_back(self._disk, self._file, offset):
+                self._disk.write(self._file, offset, data)
+        self.end = (segment, offset + len(data))
+
+    def _turn(self, segment: int) -> None:
+        """Go on in a new segment."""
+        with self._changing(segment):
+            self._close_segment()
+        self._unsynced = False
+        self.end = (segment, 0)
+
+    @contextmanager
+    def _changing(self, segment: int) -> Iterator[None]:
+        """Change a segment; if that fails in any way, take no more."""
+        self._usable = False
+        try:
+            yield
+        except OSError as error:
+            raise told(error, segment_path(self.folder, segment)) from error
+        self._usable = True
 
     def _begin(self, end: tuple[int, int]) -> None:
         """Open the segment to write to, cut to where its next record begins."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SEGMENT_BYTES = 64 << 20
+SCRATCH = "tsdiff-latents-"
 
 
 @dataclass(slots=True)
@@ -34,8 +36,18 @@ class _OnDisk:
     dtype: torch.dtype
 
 
-class Stored(dict[str, "Callable[[], Tensor]"]):
-    """Named tensors that are on disk already, each with what reads it; empty where nothing was kept."""
+class Stored(ABC):
+    """Named tensors that are on disk already; false where nothing was kept."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many they are."""
+
+    @abstractmethod
+    def read(self) -> dict[str, Tensor]:
+        """The tensors, in host memory."""
 
 
 class Store:
@@ -89,19 +101,27 @@ class Store:
 
     def get(self, key: Hashable) -> dict[str, Tensor]:
         """The tensors of a key, on the device. Raises KeyError if there are none."""
-        if key in self._disk:
-            kept = {name: self._read(place) for name, place in self._disk[key].items()}
+        kept = self._entries.get(key)
+        if kept is not None and (self._on_host or all(self._tier(tensor) == "device" for tensor in kept.values())):
+            self._entries.move_to_end(key)  # the most recently used is last
+            return kept
+        kept = {name: tensor.to(self.device) for name, tensor in self.read(key).items()}
+        if key in self._entries:
+            self._count(self._entries.pop(key), -1)
+        elif key in self._disk:
             self._forget(key)
-        elif key in self._entries:
-            kept = self._entries.pop(key)
-            self._count(kept, -1)
-        else:
-            kept = {name: read() for name, read in self._stored[key].items()}
-        kept = {name: tensor.to(self.device) for name, tensor in kept.items()}
-        self._entries[key] = kept  # the most recently used is last
+        self._entries[key] = kept
         self._count(kept, +1)
         self._shrink(keep=key)
         return kept
+
+    def read(self, key: Hashable) -> Mapping[str, Tensor]:
+        """The tensors of a key from where they are, which is where they stay. Raises KeyError if there are none."""
+        if key in self._entries:
+            return self._entries[key]
+        if key in self._disk:
+            return {name: self._read(place) for name, place in self._disk[key].items()}
+        return self._stored[key].read()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._entries or key in self._disk or key in self._stored
@@ -137,9 +157,10 @@ class Store:
 
     def _count(self, tensors: Mapping[str, Tensor], sign: int) -> None:
         for tensor in tensors.values():
-            self._bytes[self._tier(tensor)] += sign * tensor.nbytes
-        for tier, size in self._bytes.items():
-            self.peak[tier] = max(self.peak[tier], size)
+            tier = self._tier(tensor)
+            size = self._bytes[tier] = self._bytes[tier] + sign * tensor.nbytes
+            if size > self.peak[tier]:
+                self.peak[tier] = size
 
     def _shrink(self, keep: Hashable) -> None:
         if self._bytes["device"] > self.device_limit:
@@ -160,7 +181,7 @@ class Store:
         if self._scratch is None:
             if self._parent is not None:
                 self._parent.mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(tempfile.mkdtemp(prefix="tsdiff-latents-", dir=self._parent))
+            self._scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self._parent))
         return self._scratch / f"segment-{segment:05d}.bin"
 
     def _write(self, tensor: Tensor) -> _OnDisk:
@@ -200,6 +221,12 @@ class Store:
         if segment != self._segment and not self._segment_live[segment]:
             del self._segment_live[segment]
             self._path(segment).unlink(missing_ok=True)
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove the scratch folders in a folder: of processes that were killed, so call it where no other can be alive."""
+    for left in folder.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Budget, TreeLedger
-from tsdiff.treesearch.node import Json, Move, Node
+from tsdiff.treesearch.node import Json, Move, Node, Value
 from tsdiff.treesearch.noise import derive, generator
 from tsdiff.treesearch.protocols import Condition
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
@@ -35,6 +34,9 @@ def best_node(nodes: Iterable[AnyNode], last: int, key: str) -> AnyNode | None:
             if score is not None and score > highest:
                 best, highest = node, score
     return best
+
+
+_STRICT = json.JSONEncoder(allow_nan=False).encode
 
 
 class Tree:
@@ -77,12 +79,43 @@ class Tree:
         self.roots: list[Node] = []
         self.notes: list[dict[str, Json]] = []
         self.heard: list[tuple[Node | None, dict[str, Json]]] | None = None  # notes as they come, where somebody writes them down
-        self.children: Counter[tuple[Any, ...]] = Counter()
+        self.children: dict[int, dict[tuple[Any, ...], int]] = {}  # of open nodes: how many they have had, by kind of move
         self._generators: dict[int, np.random.Generator] = {}
+        self._leaders: dict[str, Node | None] = {}  # the best finished node by value key, of those keys that `give_value` knows
+        self._unsure: set[str] = set()  # keys whose leader has to be looked for again
 
     def best(self, verifier: str | None = None) -> Node | None:
         """The finished node with the highest score (ties: the oldest); None while there is none."""
-        return best_node(self.nodes, self.schedule.last, self.verifier if verifier is None else verifier)
+        key = self.verifier if verifier is None else verifier
+        if key not in self._leaders:
+            return best_node(self.nodes, self.schedule.last, key)
+        if key in self._unsure:
+            self._leaders[key] = best_node(self.nodes, self.schedule.last, key)
+            self._unsure.discard(key)
+        return self._leaders[key]
+
+    def _leads(self, node: Node, best: Node | None, key: str) -> bool:
+        """Whether a node is a finished one with a higher score than the best so far (ties: the older)."""
+        score = node.score(key)
+        if score is None or node.level != self.schedule.last or node.draft or node.failed:
+            return False
+        held = None if best is None else best.score(key)
+        return best is None or held is None or (score, -node.index) > (held, -best.index)
+
+    def give_value(self, node: Node, key: str, value: Value) -> None:
+        """Give a node a verifier's value; a second one under the same key replaces the first."""
+        if key in node.values:
+            self._unsure.add(key)
+        node.values = {**node.values, key: value}
+        best = self._leaders.setdefault(key, None)
+        if self._leads(node, best, key):
+            self._leaders[key] = node
+
+    def give_up(self, node: Node, reason: str) -> None:
+        """A node has failed."""
+        node.status = "failed"
+        node.reason = reason
+        self._unsure.update(key for key, best in self._leaders.items() if best is node)
 
     def rng(self, *purpose: int | str) -> np.random.Generator:
         """A random generator of the policy's own; the same stateful object for the same purpose."""
@@ -94,13 +127,13 @@ class Tree:
     def note(self, node: Node | None = None, **facts: Json) -> None:
         """Write facts on a node, or on the tree (in order). Raises UsageError if they are not strict JSON."""
         try:
-            json.dumps(facts, allow_nan=False)
+            _STRICT(facts)
         except (TypeError, ValueError) as error:
             raise UsageError(f"note: {facts!r} is not strict JSON ({error}); write plain, finite numbers, text, lists and dictionaries") from None
         if self.heard is not None:
             self.heard.append((node, facts))
         if node is not None:
-            node.note.update(facts)
+            node.note = {**node.note, **facts}
         else:
             self.notes.append(facts)
 
@@ -123,11 +156,17 @@ class Tree:
         """The stream that a node's children derive theirs from: its own, salted where another driver made it."""
         return node.stream if node.driver == self.driver else derive(node.stream, "driver", self.driver)
 
-    def next_child(self, *key: Any) -> int:
-        """Count up and return the number of earlier children under a key (node index, kind, ...)."""
-        number = self.children[key]
-        self.children[key] += 1
+    def next_child(self, node: Node, *kind: Any) -> int:
+        """Count up and return the number of earlier children of a kind."""
+        counts = self.children.setdefault(node.index, {})
+        number = counts.get(kind, 0)
+        counts[kind] = number + 1
         return number
+
+    def count_children(self, node: Node, number: int, *kind: Any) -> None:
+        """At least so many children of a kind are there."""
+        counts = self.children.setdefault(node.index, {})
+        counts[kind] = max(counts.get(kind, 0), number)
 
     def to_networkx(self) -> nx.DiGraph[int]:
         """The tree as a networkx DiGraph: nodes by index, with the attributes of `Node.to_json`."""
@@ -161,10 +200,13 @@ class Tree:
 
     def to_json(self) -> dict[str, Any]:
         """The tree as strict JSON; seconds, padding and probes are not part of it."""
+        return self.facts() | {"nodes": [node.to_json() for node in self.nodes]}
+
+    def facts(self) -> dict[str, Any]:
+        """What `to_json` says beside the nodes."""
         return {
             "format": 1,
             **self.head(),
             "ledger": self.ledger.to_json(),
             "notes": self.notes,
-            "nodes": [node.to_json() for node in self.nodes],
         }
