@@ -336,6 +336,6 @@ def test_wrong_commands_say_what_is_allowed(tmp_path):
     unknown = CliRunner().invoke(main, ["shape", "--runs", str(tmp_path)])
     assert unknown.exit_code == 2
     assert "autoencoder, shapes-first, shapes, shapes-small, shapes-clip, shapes-features" in unknown.output
-    early = CliRunner().invoke(main, ["shapes", "--runs", str(tmp_path), "--until", "1", "--threads", "1"])
+    early = CliRunner().invoke(main, ["shapes-small", "--runs", str(tmp_path), "--until", "1", "--threads", "1"])
     assert early.exit_code == 1
     assert "train `autoencoder` first" in early.output
