@@ -185,6 +185,9 @@ class LatentsFile:
             raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
         self.names = list(self._header)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._header
+
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU. Raises KeyError if there is none of that name, UsageError if it cannot be read."""
         import torch

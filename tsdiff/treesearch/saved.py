@@ -24,7 +24,7 @@ from tsdiff.treesearch.journal import JournalReader, Position, Tail
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.rescored import Rescored, read_rescored
 from tsdiff.treesearch.runfile import JOURNAL, SEGMENTS
-from tsdiff.treesearch.runfolder import BASELINE, LATENTS, PICTURES, RUN, TREE, lock_path, read_json
+from tsdiff.treesearch.runfolder import BASELINE, LATENTS, PICTURES, RUN, TREE, LatentsFile, lock_path, read_json
 from tsdiff.treesearch.savedtree import WRONG, SavedNode, SavedTree
 from tsdiff.treesearch.segmentfile import read, segment_path
 
@@ -82,7 +82,7 @@ class SavedRun:
         self._mark = b""  # the checksum of the line before `place`
         self._limit: int | None = None  # the last group that makes sense, where a later one does not
         self._ends: tuple[int, int] = (0, 0)  # where the journal says that the segments end
-        self._file: tuple[tuple[int, ...], Any, set[str]] | None = None  # the latents that were kept
+        self._file: tuple[tuple[int, ...], LatentsFile] | None = None  # the latents that were kept
         self._read_facts()
 
     # What is known ----------------------------------------------------------------------------------------------
@@ -272,8 +272,8 @@ class SavedRun:
         """
         file = self._latents_file()
         for node in map(self._node, self.nodes if nodes is None else nodes):
-            if file is not None and f"node/{node.index}" in file[1]:
-                yield node, file[0].get_tensor(f"node/{node.index}")
+            if file is not None and f"node/{node.index}" in file:
+                yield node, file.read(f"node/{node.index}")
             elif file is None and (place := self.tree.places.get(node.index)) is not None:
                 yield node, read(self.path / SEGMENTS, place)[1].tensor()
 
@@ -514,21 +514,15 @@ class SavedRun:
                 missing.append(f"{SEGMENTS}/{path.name} ends at byte {size}, where the journal knows of {offset}")
         return missing
 
-    def _latents_file(self) -> tuple[Any, set[str]] | None:
-        """The file of the latents that were kept, and the names in it; None while there is none."""
+    def _latents_file(self) -> LatentsFile | None:
+        """The file of the latents that were kept; None while there is none."""
         path = self.path / LATENTS
         stamp = _stamp(path)
         if stamp is None:
             return None
         if self._file is None or self._file[0] != stamp:
-            from safetensors import SafetensorError, safe_open
-
-            try:
-                opened: Any = safe_open(path, framework="pt")
-                self._file = stamp, opened, set(opened.keys())
-            except (SafetensorError, OSError) as error:
-                raise UsageError(f"{str(path)!r} cannot be read ({error}); the latents of this run are lost") from None
-        return self._file[1:]
+            self._file = stamp, LatentsFile(path)
+        return self._file[1]
 
     def _node(self, node: SavedNode | int) -> SavedNode:
         found = self.tree.at(node if isinstance(node, int) else node.index)
