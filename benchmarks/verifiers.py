@@ -52,9 +52,10 @@ def model_folder(given: Path | None, stack: ExitStack) -> tuple[Path, str]:
     if (EMBEDDED / "open_clip_config.json").is_file():
         return EMBEDDED, "shapes-clip"
     from tsdiff.worlds.shapes.train.contrast import Contrast
+    from tsdiff.worlds.shapes.train.loop import Training
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    task = Contrast()
+    task = Contrast("random", Training(steps=1, batch=2, rate=0.0))
     torch.manual_seed(0)
     task.export(task.build(), folder)
     return folder, "the architecture of shapes-clip with random weights"

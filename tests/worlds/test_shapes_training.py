@@ -51,7 +51,7 @@ def recipes(autoencoder: Path) -> dict[str, object]:
     return {
         "autoencoder": Autoencoder(training=SHORT),
         "denoiser": Denoiser("tiny", (8, 16, 16), autoencoder, SHORT),
-        "contrast": Contrast(training=SHORT),
+        "contrast": Contrast("contrast", training=SHORT),
         "features": Classifier(training=SHORT),
     }
 
@@ -155,7 +155,7 @@ def test_labels_say_what_was_drawn():
 
 
 def test_near_misses_belong_to_their_own_pictures_alone():
-    recipe = Contrast(training=replace(SHORT, batch=60))
+    recipe = Contrast("contrast", training=replace(SHORT, batch=60))
     for caption in (prompt.text for kind in KINDS for prompt in every_prompt(kind)[:6] if prompt.kind != "single_object"):
         prompt = read(caption).prompt
         text, scene = recipe._miss(prompt, generator(7))
@@ -315,7 +315,7 @@ def test_an_exported_denoiser_is_an_ordinary_pipeline(autoencoder, tmp_path):
 def test_an_exported_clip_is_loaded_by_open_clip(tmp_path):
     import open_clip
 
-    recipe = Contrast(training=SHORT)
+    recipe = Contrast("contrast", training=SHORT)
     torch.manual_seed(0)
     model = recipe.build().eval()
     recipe.export(model, tmp_path)
@@ -335,7 +335,7 @@ def test_an_exported_clip_is_loaded_by_open_clip(tmp_path):
 def test_wrong_commands_say_what_is_allowed(tmp_path):
     unknown = CliRunner().invoke(main, ["shape", "--runs", str(tmp_path)])
     assert unknown.exit_code == 2
-    assert "autoencoder, shapes-first, shapes, shapes-small, shapes-clip, shapes-features" in unknown.output
+    assert "autoencoder, shapes-first, shapes, shapes-small, shapes-clip-first, shapes-clip, shapes-features" in unknown.output
     early = CliRunner().invoke(main, ["shapes-small", "--runs", str(tmp_path), "--until", "1", "--threads", "1"])
     assert early.exit_code == 1
     assert "train `autoencoder` first" in early.output

@@ -24,12 +24,14 @@ def recipes(runs: Path) -> dict[str, Recipe]:
 
     latents = runs / "autoencoder" / "model"
     numbers = {"batch": 32, "rate": 7e-4, "warmup": 500, "average": 0.9995}
+    contrast = {"batch": 96, "rate": 1e-3, "warmup": 400, "decay": 0.05, "betas": (0.9, 0.98), "average": 0.998}
     made: list[Recipe] = [
         Autoencoder(),
         Denoiser("shapes-first", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
         Denoiser("shapes", (32, 96, 160), latents, Training(steps=12_000, **numbers | {"rate": 5e-4}), RELATIONS, 2.0, runs / "shapes-first"),
         Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=10_000, **numbers)),
-        Contrast(),
+        Contrast("shapes-clip-first", Training(steps=4000, **contrast)),
+        Contrast("shapes-clip", Training(steps=3000, **contrast | {"rate": 5e-4}), swaps=4.0, layout=0.5, first=runs / "shapes-clip-first"),
         Classifier(),
     ]
     return {recipe.name: recipe for recipe in made}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tsdiff.worlds.shapes.render import render
 from tsdiff.worlds.shapes.scenes import draw_scene, is_held_out, near_misses, training_example
 from tsdiff.worlds.shapes.spoil import spoil
 from tsdiff.worlds.shapes.train.layout import PLACES, THINGS, places, places_loss, things, things_loss
-from tsdiff.worlds.shapes.train.loop import Training
+from tsdiff.worlds.shapes.train.loop import Training, begin_from
 from tsdiff.worlds.shapes.train.text import LENGTH, tokenizer, vocabulary
 
 MODEL: dict[str, Any] = {
@@ -34,9 +34,6 @@ MODEL: dict[str, Any] = {
 
 MEAN = DEVIATION = (0.5, 0.5, 0.5)
 """What is taken from, and divides, pixels in [0, 1]."""
-
-SWAPS = 4.0
-"""How much more often a near miss is drawn that names the same things, in other colours or places."""
 
 SPOILT = 0.5
 """Share of pictures that are spoilt as an autoencoder would, so that decoded pictures are nothing new."""
@@ -51,24 +48,33 @@ class Contrast:
     (Yuksekgonul et al. 2023, arXiv 2210.01936, add such captions; here they have pictures too).
 
     That alone leaves the model a bag of words: 4,000 steps told every near miss but swapped colours and swapped sides, which
-    stayed at chance. So heads on both embeddings, which are not exported, have to say which coloured shapes there are and where
-    (`layout.py`), and near misses that only swap are drawn more often.
+    stayed at chance. So in a second part heads on both embeddings, which are not exported, have to say which coloured shapes
+    there are and where (`layout.py`), and near misses that only swap are drawn more often.
 
     Attributes:
-      layout: weight of the heads' losses.
+      name: of the model.
+      training: the numbers of the run.
+      swaps: how much more often a near miss is drawn that names the same things, in other colours or places.
+      layout: weight of the heads' losses; 0 goes without heads.
+      first: a checkpoint's folder to begin from; None begins with random weights.
     """
 
-    name: str = "shapes-clip"
-    layout: float = 0.5
-    training: Training = field(default_factory=lambda: Training(steps=6000, batch=96, rate=1e-3, warmup=400, decay=0.05, betas=(0.9, 0.98), average=0.998))
+    name: str
+    training: Training
+    swaps: float = 1.0
+    layout: float = 0.0
+    first: Path | None = None
 
     def build(self) -> nn.Module:
         prepare_torchvision()
         from open_clip import CLIP
 
         model = CLIP(**MODEL)
+        if self.first is not None:
+            begin_from(model, self.first)
         width = MODEL["embed_dim"]
-        model.heads = nn.ModuleDict({f"{tower} {what}": nn.Linear(width, size) for tower in ("image", "text") for what, size in (("things", THINGS), ("places", PLACES))})
+        if self.layout:
+            model.heads = nn.ModuleDict({f"{tower} {what}": nn.Linear(width, size) for tower in ("image", "text") for what, size in (("things", THINGS), ("places", PLACES))})
         return model
 
     def loss(self, model: Any, step: int, noise: torch.Generator) -> torch.Tensor:
@@ -78,6 +84,8 @@ class Contrast:
         images, texts = model.encode_image(pixels), model.encode_text(self._tokens(captions))
         # Without a bound the scale grows until single pairs decide the loss (Radford et al., section 2.5).
         contrast = ClipLoss()(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), model.logit_scale.clamp(max=np.log(100.0)).exp())
+        if not self.layout:
+            return contrast
         said = sum(
             things_loss(model.heads[f"{tower} things"](features), things(scenes, prompts)) + places_loss(model.heads[f"{tower} places"](features), places(scenes, prompts))
             for tower, features, prompts in (("image", images, [None] * len(scenes)), ("text", texts, [read(caption).prompt for caption in captions]))
@@ -95,13 +103,12 @@ class Contrast:
         pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2) - MEAN[0]) / DEVIATION[0]
         return [*captions, *(text for text, _ in misses)], every, pixels
 
-    @staticmethod
-    def _miss(prompt: Prompt, rng: Generator) -> tuple[str, Scene]:
+    def _miss(self, prompt: Prompt, rng: Generator) -> tuple[str, Scene]:
         """One of the near misses of a prompt that training may show, and a scene of it."""
         # A relation among three things has no sentence, and pictures show four things at most.
         possible = [(name, miss) for name, miss in near_misses(prompt).items() if len(miss.groups) <= (2 if miss.links else 3) and miss.total <= MOST_THINGS]
         possible = [(name, miss) for name, miss in possible if not is_held_out(miss)]
-        weights = np.array([SWAPS if name in ("swapped colors", "swapped relation", "wrong relation") else 1.0 for name, _ in possible])
+        weights = np.array([self.swaps if name in ("swapped colors", "swapped relation", "wrong relation") else 1.0 for name, _ in possible])
         miss = possible[int(rng.choice(len(possible), p=weights / weights.sum()))][1]
         return miss.text, draw_scene(miss, rng)
 
