@@ -20,13 +20,14 @@ from tsdiff.treesearch.noise import generator
 from tsdiff.worlds.shapes.geometry import COLORS, SHAPES
 from tsdiff.worlds.shapes.grammar import KINDS, VOCABULARY, read
 from tsdiff.worlds.shapes.heldout import holds_held_out
+from tsdiff.worlds.shapes.render import render_batch
 from tsdiff.worlds.shapes.scenes import draw_scene, every_prompt
 from tsdiff.worlds.shapes.train.__main__ import main
 from tsdiff.worlds.shapes.train.autoencoder import Autoencoder
 from tsdiff.worlds.shapes.train.contrast import Contrast
 from tsdiff.worlds.shapes.train.denoiser import SCHEDULER, Denoiser
 from tsdiff.worlds.shapes.train.features import Classifier, labels
-from tsdiff.worlds.shapes.train.layout import places, places_loss, things, things_loss
+from tsdiff.worlds.shapes.train.layout import COVERED, cover, cover_loss, places, places_loss, things, things_loss
 from tsdiff.worlds.shapes.train.loop import Training, finish, read_losses, train
 from tsdiff.worlds.shapes.train.pictures import draw_pictures
 from tsdiff.worlds.shapes.train.text import LENGTH, known_tokens, tokenizer, vocabulary
@@ -198,15 +199,43 @@ def test_heads_are_asked_only_what_can_be_told():
 def test_a_second_run_begins_with_the_weights_of_the_first(autoencoder, tmp_path):
     first = Denoiser("tiny", (8, 16, 16), autoencoder, SHORT)
     trained = train(first, tmp_path / "first", quiet=True)
-    second = replace(first, name="second", layout=0.5, weights={"color_position": 1.0}, first=tmp_path / "first")
+    second = replace(first, name="second", layout=0.5, cover=0.5, weights={"color_position": 1.0}, first=tmp_path / "first")
     begun = second.build().state_dict()
     assert all(torch.equal(begun[name], value) for name, value in trained.state_dict().items())
-    assert {name.partition(".")[0] for name in begun} == {"unet", "text_encoder", "places", "things"}
+    assert {name.partition(".")[0] for name in begun} == {"unet", "text_encoder", "places", "things", "cover"}
     whole = train(second, tmp_path / "whole", quiet=True)
     train(second, tmp_path / "parts", quiet=True, every=1, until=2)
     assert states_equal(whole, train(second, tmp_path / "parts", quiet=True))
     with pytest.raises(UsageError, match="train nothing first"):
         replace(second, first=tmp_path / "nothing").build()
+    wider = replace(second, channels=(8, 16, 24)).build()
+    assert all(torch.equal(value, begun[f"text_encoder.{name}"]) for name, value in wider["text_encoder"].state_dict().items())
+
+
+def test_a_second_clip_begins_with_the_towers_of_the_first(tmp_path):
+    trained = train(Contrast("first", SHORT), tmp_path / "first", quiet=True)
+    second = Contrast("second", SHORT, swaps=4.0, layout=0.5, first=tmp_path / "first")
+    begun = second.build().state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in trained.state_dict().items())
+    assert {name for name in begun if name not in trained.state_dict()} == {f"heads.{tower} {what}.{part}" for tower in ("image", "text") for what in ("things", "places") for part in ("weight", "bias")}
+    train(second, tmp_path / "second", quiet=True)
+    assert len(read_losses(tmp_path / "second")) == SHORT.steps
+
+
+def test_maps_cover_what_the_renderer_draws():
+    """A cell whose centre is in a thing is not background in the picture, and the thing's own maps say so and no others."""
+    prompts = [read(text).prompt for text in ("a red star left of a blue circle", "three circles", "two red circles and a green square")]
+    scenes = [draw_scene(prompt, generator(3), held_out=True) for prompt in prompts]
+    maps = cover(scenes, 64)
+    for scene, covered, picture in zip(scenes, maps, render_batch(scenes), strict=True):
+        circles = [thing for thing in scene.things if thing.shape == "circle"]
+        assert covered[SHAPES.index("circle")].sum() == pytest.approx(sum(math.pi * thing.radius**2 for thing in circles), rel=0.1)
+        inside = covered[SHAPES.index("circle")].bool().numpy()
+        assert (abs(picture[inside] - scene.background).max(axis=-1) > 0.02).mean() > 0.97  # but for a rim
+        assert torch.equal(covered[: len(SHAPES)].amax(0), covered[len(SHAPES) :].amax(0))  # with colours and without
+        assert int(covered[len(SHAPES) :].amax((1, 2)).sum()) == len({thing.item for thing in scene.things})
+    assert cover(scenes, 16).shape == (3, COVERED, 16, 16)
+    assert cover_loss(torch.zeros_like(maps), maps).item() == pytest.approx(COVERED * math.log(2))
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -335,7 +364,7 @@ def test_an_exported_clip_is_loaded_by_open_clip(tmp_path):
 def test_wrong_commands_say_what_is_allowed(tmp_path):
     unknown = CliRunner().invoke(main, ["shape", "--runs", str(tmp_path)])
     assert unknown.exit_code == 2
-    assert "autoencoder, shapes-first, shapes, shapes-small, shapes-clip-first, shapes-clip, shapes-features" in unknown.output
+    assert "autoencoder, shapes-first, shapes-second, shapes, shapes-small, shapes-clip-first, shapes-clip, shapes-features" in unknown.output
     early = CliRunner().invoke(main, ["shapes-small", "--runs", str(tmp_path), "--until", "1", "--threads", "1"])
     assert early.exit_code == 1
     assert "train `autoencoder` first" in early.output

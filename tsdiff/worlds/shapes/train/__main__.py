@@ -12,7 +12,10 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.worlds.shapes.train.loop import Recipe, Training, account, finish, train
 
 RELATIONS = {"single_object": 0.05, "colors": 0.05, "two_object": 0.05, "counting": 0.06, "position": 0.22, "color_attr": 0.05, "color_position": 0.42, "color_count": 0.05, "three_objects": 0.05}
-"""Shares of the kinds in the second part of training: what the first part has learned least."""
+"""Shares of the kinds in the second part of training: mostly what the first part has not learned at all."""
+
+HARD = {"single_object": 0.05, "colors": 0.05, "two_object": 0.07, "counting": 0.09, "position": 0.2, "color_attr": 0.08, "color_position": 0.3, "color_count": 0.09, "three_objects": 0.07}
+"""Shares of the kinds in the last part."""
 
 
 def recipes(runs: Path) -> dict[str, Recipe]:
@@ -28,8 +31,10 @@ def recipes(runs: Path) -> dict[str, Recipe]:
     made: list[Recipe] = [
         Autoencoder(),
         Denoiser("shapes-first", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
-        Denoiser("shapes", (32, 96, 160), latents, Training(steps=12_000, **numbers | {"rate": 5e-4}), RELATIONS, 2.0, runs / "shapes-first"),
-        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=10_000, **numbers)),
+        Denoiser("shapes-second", (32, 96, 160), latents, Training(steps=1250, **numbers | {"rate": 5e-4, "cooldown": 0.0}), RELATIONS, layout=2.0, first=runs / "shapes-first"),
+        Denoiser("shapes", (32, 96, 160), latents, Training(steps=5000, **numbers | {"rate": 5e-4, "average": 0.999}), HARD, layout=1.0, cover=0.5, first=runs / "shapes-second"),
+        # The small one need not learn to read again: what fits it is the text encoder.
+        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=7000, **numbers | {"average": 0.999}), HARD, layout=0.5, cover=0.5, first=runs / "shapes-second"),
         Contrast("shapes-clip-first", Training(steps=4000, **contrast)),
         Contrast("shapes-clip", Training(steps=3000, **contrast | {"rate": 5e-4}), swaps=4.0, layout=0.5, first=runs / "shapes-clip-first"),
         Classifier(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,17 @@ from tsdiff.treesearch.imports import prepare_torchvision
 from tsdiff.treesearch.noise import derive
 from tsdiff.worlds.shapes.grammar import read
 from tsdiff.worlds.shapes.scenes import WEIGHTS, training_example
-from tsdiff.worlds.shapes.train.layout import PLACES, THINGS, places, places_loss, things, things_loss
+from tsdiff.worlds.shapes.train.layout import (
+    COVERED,
+    PLACES,
+    THINGS,
+    cover,
+    cover_loss,
+    places,
+    places_loss,
+    things,
+    things_loss,
+)
 from tsdiff.worlds.shapes.train.loop import Training, begin_from
 from tsdiff.worlds.shapes.train.pictures import draw_pictures
 from tsdiff.worlds.shapes.train.text import LENGTH, known_tokens, tokenizer, vocabulary
@@ -64,6 +75,8 @@ class Denoiser:
       training: the numbers of the run.
       weights: share of each kind of caption.
       layout: weight of a loss that makes the text encoder say where things stand whose relation a caption tells (`layout.py`).
+      cover: weight of a loss that makes the UNet say what covers which part of the picture: in pure noise only the caption
+        tells it, and then being wrong about a side costs much more than it does in v.
       first: a checkpoint's folder to begin from; None begins with random weights.
     """
 
@@ -73,6 +86,7 @@ class Denoiser:
     training: Training
     weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
     layout: float = 0.0
+    cover: float = 0.0
     first: Path | None = None
 
     def build(self) -> nn.Module:
@@ -96,10 +110,12 @@ class Denoiser:
             begin_from(model, self.first)
         if self.layout:
             model["places"], model["things"] = nn.Linear(WIDTH, PLACES), nn.Linear(WIDTH, THINGS)
+        if self.cover:
+            model["cover"] = nn.Conv2d(self.channels[1], COVERED, 1)
         return model
 
     def loss(self, model: Any, step: int, noise: torch.Generator) -> torch.Tensor:
-        """Squared error of v, averaged over pictures and latent elements; and the layout loss, if it has a weight."""
+        """Squared error of v, averaged over pictures and latent elements; and the losses that have a weight."""
         plan = self.training
         pictures = draw_pictures(plan.seed, step * plan.batch, plan.batch, self.weights)
         with torch.no_grad():
@@ -109,9 +125,15 @@ class Denoiser:
         dropped = torch.rand(plan.batch, generator=noise) < CAPTION_DROPOUT
         captions = ["" if drop else caption for caption, drop in zip(pictures.captions, dropped.tolist(), strict=True)]
         embeddings = model["text_encoder"](self._tokens(captions)).last_hidden_state
-        output = model["unet"](alpha * latents + sigma * epsilon, timesteps, embeddings).sample
-        error = F.mse_loss(output, alpha * epsilon - sigma * latents)
-        return error + self.layout * self._layout_loss(model, step) if self.layout else error
+        with ExitStack() as stack:
+            heard = stack.enter_context(_listening(model["unet"].up_blocks[1])) if self.cover else []
+            output = model["unet"](alpha * latents + sigma * epsilon, timesteps, embeddings).sample
+        total = F.mse_loss(output, alpha * epsilon - sigma * latents)
+        for features in heard:  # of the last level that attends to the text, 16x16
+            total = total + self.cover * cover_loss(model["cover"](features), cover(pictures.scenes, features.shape[-1]))
+        if self.layout:
+            total = total + self.layout * self._layout_loss(model, step)
+        return total
 
     def _layout_loss(self, model: Any, step: int) -> torch.Tensor:
         """How badly the text encoder tells what is where. Captions alone cost little, so there are more of them than pictures."""
@@ -170,6 +192,17 @@ class Denoiser:
         )
         pipe.to(dtype=torch.float16, silence_dtype_warnings=True)
         pipe.save_pretrained(folder)
+
+
+@contextmanager
+def _listening(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What a part of a network gives while the context lasts."""
+    heard: list[torch.Tensor] = []
+    hook = module.register_forward_hook(lambda _module, _given, output: heard.append(output))
+    try:
+        yield heard
+    finally:
+        hook.remove()
 
 
 def text_encoder() -> nn.Module:

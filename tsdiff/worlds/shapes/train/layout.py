@@ -19,6 +19,9 @@ from tsdiff.worlds.shapes.grammar import Prompt
 PLACES = 2 * len(SHAPES)
 """Numbers for the place of each shape: x and y, in [-1, 1]."""
 
+COVERED = len(SHAPES) + len(COLORS) * len(SHAPES)
+"""Maps of what covers which part of a picture: one of each shape in any colour, then one of each coloured shape."""
+
 THINGS = len(COLORS) * len(SHAPES)
 """Numbers for which coloured shapes there are, colours outermost."""
 
@@ -49,6 +52,24 @@ def things(scenes: Sequence[Scene], prompts: Sequence[Prompt | None]) -> tuple[T
             values[row, COLORS.index(thing.color) * len(SHAPES) + SHAPES.index(thing.shape)] = 1.0
         known[row] = float(prompt is None or all(group.color is not None for group in prompt.groups))
     return values, known
+
+
+def cover(scenes: Sequence[Scene], size: int) -> Tensor:
+    """Which cells of a grid over the picture have their centre in a thing (in its nominal circle): (B, 45, size, size), 0 or 1."""
+    centres = (torch.arange(size) + 0.5) * CANVAS / size
+    maps = torch.zeros(len(scenes), COVERED, size, size)
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            inside = ((centres - thing.x)[None, :] ** 2 + (centres - thing.y)[:, None] ** 2 <= thing.radius**2).float()
+            shape = SHAPES.index(thing.shape)
+            for channel in (shape, len(SHAPES) + COLORS.index(thing.color) * len(SHAPES) + shape):
+                maps[row, channel] = torch.maximum(maps[row, channel], inside)
+    return maps
+
+
+def cover_loss(answers: Tensor, maps: Tensor) -> Tensor:
+    """Binary cross entropy of a cell, summed over the maps."""
+    return COVERED * F.binary_cross_entropy_with_logits(answers, maps)
 
 
 def places_loss(answers: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:

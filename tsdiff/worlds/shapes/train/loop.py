@@ -157,7 +157,7 @@ def finish(recipe: Recipe, folder: Path) -> nn.Module:
 def begin_from(model: nn.Module, folder: Path) -> None:
     """Give a model the weights (their moving average, if there is one) that another run has come to.
 
-    Parts that only one of the two has, such as heads of a loss, are passed over.
+    Parts that only one of the two has, such as heads of a loss, or that differ in size, are passed over.
 
     Raises:
       UsageError: if there is no such run, or nothing of it fits.
@@ -168,10 +168,10 @@ def begin_from(model: nn.Module, folder: Path) -> None:
     state = torch.load(path, weights_only=True)
     weights = state["model"] | (state["average"] or {})
     own = model.state_dict()
-    missing = [name for name in own if name not in weights]
-    if len(missing) == len(own):
+    fitting = {name: weights[name] for name, value in own.items() if name in weights and weights[name].shape == value.shape}
+    if not fitting:
         raise UsageError(f"{str(path)!r} holds none of the weights that {type(model).__name__} has")
-    model.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+    model.load_state_dict(fitting, strict=False)
 
 
 def account(folder: Path, last: int = 500) -> dict[str, Any]:
