@@ -27,7 +27,7 @@ from tsdiff.worlds.shapes.train.autoencoder import Autoencoder
 from tsdiff.worlds.shapes.train.contrast import Contrast
 from tsdiff.worlds.shapes.train.denoiser import SCHEDULER, Denoiser
 from tsdiff.worlds.shapes.train.features import Classifier, labels
-from tsdiff.worlds.shapes.train.layout import COVERED, cover, cover_loss, places, places_loss, things, things_loss
+from tsdiff.worlds.shapes.train.layout import COVERED, cover, map_head, map_loss, places, places_loss, things, things_loss
 from tsdiff.worlds.shapes.train.loop import Training, finish, read_losses, train
 from tsdiff.worlds.shapes.train.pictures import draw_pictures
 from tsdiff.worlds.shapes.train.text import LENGTH, known_tokens, tokenizer, vocabulary
@@ -202,7 +202,7 @@ def test_a_second_run_begins_with_the_weights_of_the_first(autoencoder, tmp_path
     second = replace(first, name="second", layout=0.5, cover=0.5, weights={"color_position": 1.0}, first=tmp_path / "first")
     begun = second.build().state_dict()
     assert all(torch.equal(begun[name], value) for name, value in trained.state_dict().items())
-    assert {name.partition(".")[0] for name in begun} == {"unet", "text_encoder", "places", "things", "cover"}
+    assert {name.partition(".")[0] for name in begun} == {"unet", "text_encoder", "places", "things", "maps"}
     whole = train(second, tmp_path / "whole", quiet=True)
     train(second, tmp_path / "parts", quiet=True, every=1, until=2)
     assert states_equal(whole, train(second, tmp_path / "parts", quiet=True))
@@ -235,7 +235,13 @@ def test_maps_cover_what_the_renderer_draws():
         assert torch.equal(covered[: len(SHAPES)].amax(0), covered[len(SHAPES) :].amax(0))  # with colours and without
         assert int(covered[len(SHAPES) :].amax((1, 2)).sum()) == len({thing.item for thing in scene.things})
     assert cover(scenes, 16).shape == (3, COVERED, 16, 16)
-    assert cover_loss(torch.zeros_like(maps), maps).item() == pytest.approx(COVERED * math.log(2))
+    grid = (torch.arange(64) + 0.5) / 32 - 1
+    known = torch.stack((grid.expand(64, 64), grid[:, None].expand(64, 64))).expand(3, 2, 64, 64)  # x along a row, y down a column
+    assert map_loss(torch.cat((200 * maps - 100, known), 1), scenes).item() == 0
+    assert map_loss(torch.cat((torch.zeros_like(maps), known), 1), scenes).item() == pytest.approx(COVERED * math.log(2))
+    assert map_loss(torch.cat((200 * maps - 100, known + 1), 1), scenes).item() == pytest.approx(1)
+    rare = map_head(7)(torch.randn(3, 7, 16, 16))
+    assert map_loss(rare, scenes) < 0.05 * COVERED * math.log(2) + 1  # a head begins with nothing being anywhere
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -308,6 +314,14 @@ def test_noise_levels_are_stratified(autoencoder):
     assert timesteps.tolist() != timesteps.sort().values.tolist()
 
 
+def test_some_pictures_are_shown_early(autoencoder):
+    recipe = Denoiser("tiny", (8, 16, 16), autoencoder, SHORT, early=0.75)
+    _, _, timesteps = recipe._noise_levels(400, torch.Generator().manual_seed(0))
+    assert ((timesteps[:300] >= 850) & (timesteps[:300] <= 999)).all()
+    assert timesteps[300:].min() < 100
+    assert timesteps[:300].unique().numel() > 85
+
+
 def test_some_captions_are_dropped_and_become_the_empty_prompt(autoencoder):
     recipe = Denoiser("tiny", (8, 16, 16), autoencoder, replace(SHORT, batch=64))
     seen = []
@@ -364,7 +378,7 @@ def test_an_exported_clip_is_loaded_by_open_clip(tmp_path):
 def test_wrong_commands_say_what_is_allowed(tmp_path):
     unknown = CliRunner().invoke(main, ["shape", "--runs", str(tmp_path)])
     assert unknown.exit_code == 2
-    assert "autoencoder, shapes-first, shapes-second, shapes, shapes-small, shapes-clip-first, shapes-clip, shapes-features" in unknown.output
-    early = CliRunner().invoke(main, ["shapes-small", "--runs", str(tmp_path), "--until", "1", "--threads", "1"])
+    assert "autoencoder, shapes-first, shapes-second, shapes-third, shapes, shapes-small, shapes-clip-first, shapes-clip, shapes-features" in unknown.output
+    early = CliRunner().invoke(main, ["shapes-first", "--runs", str(tmp_path), "--until", "1", "--threads", "1"])
     assert early.exit_code == 1
     assert "train `autoencoder` first" in early.output

@@ -18,17 +18,7 @@ from tsdiff.treesearch.imports import prepare_torchvision
 from tsdiff.treesearch.noise import derive
 from tsdiff.worlds.shapes.grammar import read
 from tsdiff.worlds.shapes.scenes import WEIGHTS, training_example
-from tsdiff.worlds.shapes.train.layout import (
-    COVERED,
-    PLACES,
-    THINGS,
-    cover,
-    cover_loss,
-    places,
-    places_loss,
-    things,
-    things_loss,
-)
+from tsdiff.worlds.shapes.train.layout import PLACES, THINGS, map_head, map_loss, places, places_loss, things, things_loss
 from tsdiff.worlds.shapes.train.loop import Training, begin_from
 from tsdiff.worlds.shapes.train.pictures import draw_pictures
 from tsdiff.worlds.shapes.train.text import LENGTH, known_tokens, tokenizer, vocabulary
@@ -77,6 +67,7 @@ class Denoiser:
       layout: weight of a loss that makes the text encoder say where things stand whose relation a caption tells (`layout.py`).
       cover: weight of a loss that makes the UNet say what covers which part of the picture: in pure noise only the caption
         tells it, and then being wrong about a side costs much more than it does in v.
+      early: share of pictures that are shown in the noisiest 15 % of the timesteps, where only the caption tells what is where.
       first: a checkpoint's folder to begin from; None begins with random weights.
     """
 
@@ -87,6 +78,7 @@ class Denoiser:
     weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
     layout: float = 0.0
     cover: float = 0.0
+    early: float = 0.0
     first: Path | None = None
 
     def build(self) -> nn.Module:
@@ -111,7 +103,8 @@ class Denoiser:
         if self.layout:
             model["places"], model["things"] = nn.Linear(WIDTH, PLACES), nn.Linear(WIDTH, THINGS)
         if self.cover:
-            model["cover"] = nn.Conv2d(self.channels[1], COVERED, 1)
+            # Behind the middle (4x4), and behind each of the levels that attend to the text on the way up (8x8 and 16x16).
+            model["maps"] = nn.ModuleList(map_head(channels) for channels in (self.channels[2], self.channels[2], self.channels[1]))
         return model
 
     def loss(self, model: Any, step: int, noise: torch.Generator) -> torch.Tensor:
@@ -126,11 +119,11 @@ class Denoiser:
         captions = ["" if drop else caption for caption, drop in zip(pictures.captions, dropped.tolist(), strict=True)]
         embeddings = model["text_encoder"](self._tokens(captions)).last_hidden_state
         with ExitStack() as stack:
-            heard = stack.enter_context(_listening(model["unet"].up_blocks[1])) if self.cover else []
+            heard = stack.enter_context(_listening(model["unet"])) if self.cover else []
             output = model["unet"](alpha * latents + sigma * epsilon, timesteps, embeddings).sample
         total = F.mse_loss(output, alpha * epsilon - sigma * latents)
-        for features in heard:  # of the last level that attends to the text, 16x16
-            total = total + self.cover * cover_loss(model["cover"](features), cover(pictures.scenes, features.shape[-1]))
+        for features, head in zip(heard, model["maps"], strict=True) if self.cover else ():
+            total = total + self.cover / 3 * map_loss(head(features), pictures.scenes)
         if self.layout:
             total = total + self.layout * self._layout_loss(model, step)
         return total
@@ -151,7 +144,8 @@ class Denoiser:
     def _noise_levels(self, count: int, noise: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """alpha and sigma (B, 1, 1, 1) and timesteps (B,): stratified, one in each 1/B of the distribution."""
         places = (torch.randperm(count, generator=noise) + torch.rand(count, generator=noise)) / count
-        timesteps = (1000 * places**NOISE_BIAS).long().clamp(max=999)
+        early = torch.arange(count) < round(self.early * count)
+        timesteps = torch.where(early, 850 + 150 * places, 1000 * places**NOISE_BIAS).long().clamp(max=999)
         alpha_bar = self._alpha_bar[timesteps][:, None, None, None]
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), timesteps
 
@@ -195,14 +189,16 @@ class Denoiser:
 
 
 @contextmanager
-def _listening(module: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """What a part of a network gives while the context lasts."""
+def _listening(unet: Any) -> Iterator[list[torch.Tensor]]:
+    """What the parts of a UNet give that have heads, in order, while the context lasts."""
     heard: list[torch.Tensor] = []
-    hook = module.register_forward_hook(lambda _module, _given, output: heard.append(output))
+    parts = (unet.mid_block, *unet.up_blocks[:2])
+    hooks = [part.register_forward_hook(lambda _part, _given, output: heard.append(output)) for part in parts]
     try:
         yield heard
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def text_encoder() -> nn.Module:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tsdiff.worlds.shapes.geometry import CANVAS, COLORS, SHAPES, Scene
 from tsdiff.worlds.shapes.grammar import Prompt
@@ -67,9 +67,24 @@ def cover(scenes: Sequence[Scene], size: int) -> Tensor:
     return maps
 
 
-def cover_loss(answers: Tensor, maps: Tensor) -> Tensor:
-    """Binary cross entropy of a cell, summed over the maps."""
-    return COVERED * F.binary_cross_entropy_with_logits(answers, maps)
+def map_head(channels: int) -> nn.Conv2d:
+    """What reads the maps, and x and y of the cell itself, from features (B, channels, H, W). It starts with how rare things are."""
+    head = nn.Conv2d(channels, COVERED + 2, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, -5.0)
+    nn.init.zeros_(head.bias[COVERED:])
+    return head
+
+
+def map_loss(answers: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    """Binary cross entropy of a cell, summed over the maps, and the squared error of where the cell is.
+
+    A convolution knows where it is from the picture's edge alone, and learns to look there only if somebody asks.
+    """
+    size = answers.shape[-1]
+    x = (torch.arange(size) + 0.5) * 2 / size - 1
+    grid = torch.stack(torch.meshgrid(x, x, indexing="xy")).expand(len(scenes), 2, size, size)
+    return COVERED * F.binary_cross_entropy_with_logits(answers[:, :COVERED], cover(scenes, size)) + F.mse_loss(answers[:, COVERED:], grid)
 
 
 def places_loss(answers: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
