@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -43,6 +44,12 @@ def recipes(runs: Path) -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in made}
 
 
+def lineage(recipe: Recipe, known: Mapping[str, Recipe], folder: Path) -> list[Path]:
+    """The folders of the runs whose weights a recipe's are built on, from the first to its own."""
+    first: Path | None = getattr(recipe, "first", None)
+    return [*(lineage(known[first.name], known, first) if first is not None else []), folder]
+
+
 @click.command()
 @click.argument("model")
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/shapes"), show_default=True, help="Folder of checkpoints, one below it for each model.")
@@ -63,7 +70,8 @@ def main(model: str, runs: Path, threads: int, every: int, until: int | None, ex
         raise click.ClickException(str(error)) from error
     if until is None or until >= recipe.training.steps or export_now:
         recipe.export(trained, folder / "model")
-        (folder / "model" / "training.json").write_text(json.dumps(account(folder), indent=1) + "\n")
+        parts = [account(part) for part in lineage(recipe, known, folder)]
+        (folder / "model" / "training.json").write_text(json.dumps({"parts": parts}, indent=1) + "\n")
         click.echo(f"wrote {folder / 'model'}")
 
 

@@ -179,6 +179,7 @@ def account(folder: Path, last: int = 500) -> dict[str, Any]:
     state = torch.load(folder / "checkpoint.pt", weights_only=True, mmap=True)
     losses = [loss for step, loss in read_losses(folder) if step < state["step"]][-last:]
     return {
+        "name": folder.name,
         "training": json.loads(state["numbers"]),
         "steps": state["step"],
         "seconds": round(state["seconds"]),
