@@ -34,9 +34,9 @@ def recipes(runs: Path) -> dict[str, Recipe]:
         Denoiser("shapes-first", (32, 96, 160), latents, Training(steps=20_000, **numbers)),
         Denoiser("shapes-second", (32, 96, 160), latents, Training(steps=1250, **numbers | {"rate": 5e-4, "cooldown": 0.0}), RELATIONS, layout=2.0, first=runs / "shapes-first"),
         Denoiser("shapes-third", (32, 96, 160), latents, Training(steps=625, **numbers | {"batch": 64, "warmup": 100, "cooldown": 0.0, "average": 0.998}), RELATIONS, layout=1.0, cover=1.0, early=0.6, first=runs / "shapes-second"),
-        Denoiser("shapes", (32, 96, 160), latents, Training(steps=3500, **numbers | {"rate": 5e-4, "warmup": 100, "average": 0.999}), HARD, layout=0.5, cover=0.5, first=runs / "shapes-third"),
-        # The small one need not learn to read again: what fits it is the text encoder.
-        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=7000, **numbers | {"average": 0.999}), HARD, layout=0.5, cover=0.5, first=runs / "shapes-second"),
+        Denoiser("shapes", (32, 96, 160), latents, Training(steps=2400, **numbers | {"rate": 5e-4, "warmup": 100, "average": 0.999}), HARD, layout=0.5, cover=0.5, first=runs / "shapes-third"),
+        # The small one need not learn to read again: what fits it of the large one is the text encoder.
+        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=7000, **numbers | {"warmup": 200, "average": 0.999}), HARD, layout=0.5, cover=0.5, early=0.2, first=runs / "shapes"),
         Contrast("shapes-clip-first", Training(steps=4000, **contrast)),
         Contrast("shapes-clip", Training(steps=3000, **contrast | {"rate": 5e-4}), swaps=4.0, layout=0.5, first=runs / "shapes-clip-first"),
         Classifier(),
