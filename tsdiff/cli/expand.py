@@ -111,6 +111,7 @@ def facts(result: Result) -> dict[str, object]:
         score += f" (before {number(before)}, {result.score - before:+.4g})"
     found = "none" if driver["best"] is None else f"node {driver['best']}" + ("" if driver["score"] is None else f", {number(driver['score'])}")
     return {
+        "video": result.video_path,
         "image": result.image_path,
         "score": score,
         "answer": f"node {result.node.index}",

@@ -156,6 +156,7 @@ def _facts(result: Result) -> dict[str, object]:
     also = "" if result.baseline_ledger is None else f" + {result.baseline_ledger.nfe:,} for the baseline"
     rows = "" if result.baseline_ledger is None else f" + {result.baseline_ledger.rows:,} for the baseline"
     return {
+        "video": result.video_path,
         "image": result.image_path,
         "score": score,
         **{f"- {one_line(name)}": _part(*numbers) for name, numbers in result.parts.items()},

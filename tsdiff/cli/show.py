@@ -14,7 +14,9 @@ from tsdiff.cli.options import Sectioned, SectionedOption, debug_option, json_op
 from tsdiff.cli.output import coloured, number, one_line, plural, print_facts, print_json, print_table, say
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.node import Move
+from tsdiff.treesearch.runfolder import VIDEOS
 from tsdiff.treesearch.savedtree import WRONG
+from tsdiff.treesearch.video import length
 
 if TYPE_CHECKING:
     from tsdiff.treesearch.saved import SavedRun
@@ -133,10 +135,20 @@ def _print_head(run: SavedRun, line: str) -> None:
             "policy": f"{run.policy or 'unknown'} on {run.model or 'unknown'}, seed {run.seed}" + ("" if line == "search" else ": the plain sample"),
             "score": f"{score} ({tree.verifier}{best}{'' if first is None else f'; baseline {number(first)}'})",
             "cost": f"{tree.ledger['nfe']:,} NFE{also}, {plural(len(tree.nodes), 'node')}",
+            "video": _video(run.path / VIDEOS["best" if line == "search" else "baseline"]),
             "stopped": run.truncated,
             "error": run.error,
         }
     )
+
+
+def _video(path: Path) -> str | None:
+    """Where a video is and how long; None if there is none that can be read."""
+    try:
+        count, rate = length(path)
+    except (OSError, ValueError):  # that it is missing or damaged is told otherwise
+        return None
+    return f"{path}, {plural(count, 'frame')}, {rate:g} a second"
 
 
 def _print_tree(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool]) -> None:
@@ -229,7 +241,7 @@ def _show_picture(path: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"image": str(path), "size": list(history.size), "parameters": history.parameters, "tsdiff": history.own})
     else:
-        print_facts({"image": path, "size": f"{history.size[0]} x {history.size[1]}"})
+        print_facts({"image": path, "size": f"{history.size[0]} x {history.size[1]}", "video": _video(path)})
         path = _path_of(history.own)
         own = {name: value for name, value in history.own.items() if name != "path"} if path else history.own
         for title, facts in (("parameters", history.parameters), ("tsdiff", own)):

@@ -92,7 +92,7 @@ class PipelineOutline(ABC):
 
     default_steps: int
     default_guidance_scale: float
-    media: Literal["image"] | None = "image"
+    media: Literal["image", "video"] | None = "image"
     guidable: bool = True
     demo: Demo | None = None
 

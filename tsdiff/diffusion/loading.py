@@ -29,6 +29,7 @@ FAMILIES = {
     "FluxImg2ImgPipeline": "tsdiff.diffusion.flux:FluxOutline",
     "PixArtSigmaPipeline": "tsdiff.diffusion.pixart:PixArtOutline",
     "PixArtAlphaPipeline": "tsdiff.diffusion.pixart:PixArtOutline",
+    "LTXPipeline": "tsdiff.diffusion.ltx:LTXOutline",
     "DiTPipeline": "tsdiff.diffusion.dit:DiTOutline",
     "SiTPipeline": "tsdiff.diffusion.sit:SiTOutline",
 }

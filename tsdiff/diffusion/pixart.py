@@ -9,7 +9,6 @@ The pipeline's "resolution binning" is not there: an image has the size that was
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -20,8 +19,6 @@ from tsdiff.diffusion.latent import LatentModel
 from tsdiff.diffusion.pipelines import device_of, refuse_training
 from tsdiff.diffusion.source import Source
 from tsdiff.diffusion.text_conditions import (
-    NEGATIVE,
-    SIDES,
     T5_TOKENIZERS,
     Option,
     TextConditioner,
@@ -29,6 +26,7 @@ from tsdiff.diffusion.text_conditions import (
     require_encoders,
     whole_number,
 )
+from tsdiff.diffusion.text_masks import EMBEDS, MASK, check_masks, padded
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.protocols import Condition, Encoded, Row, Size
 
@@ -39,7 +37,6 @@ ENCODERS = {"text_encoder": ("T5EncoderModel", T5_TOKENIZERS)}
 T5_TOKENS = {"PixArtSigmaPipeline": 300, "PixArtAlphaPipeline": 120}
 """Tokens that T5 reads, by pipeline class, unless `max_sequence_length` says otherwise."""
 
-EMBEDS, MASK = "prompt_embeds", "prompt_attention_mask"
 CLEANERS = ("bs4", "ftfy")
 """What the pipeline cleans captions with; without both it only makes them lower-case."""
 
@@ -101,7 +98,7 @@ class PixArtOutline(PipelineOutline):
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take this condition (under guidance)."""
         self.rules.check(condition)
-        _check_masks(condition)
+        check_masks(condition)
         if condition.extra.get("clean_caption") and not can_clean():
             raise UsageError("clean_caption needs beautifulsoup4 and ftfy; install them (`pip install beautifulsoup4 ftfy`), or leave clean_caption out")
         if guided:
@@ -187,30 +184,6 @@ class Conditioner(TextConditioner):
 def can_clean() -> bool:
     """Whether the pipeline can clean captions here."""
     return all(find_spec(module) is not None for module in CLEANERS)
-
-
-def padded(condition: Condition, rules: TextRules) -> Condition:
-    """A condition whose embeddings have the length of a prompt's, or of the longest among them, behind their masks."""
-    from torch.nn.functional import pad
-
-    given = {name: tensor for name, tensor in condition.tensors.items() if name.removeprefix(NEGATIVE) in rules.embeddings}
-    tokens = {name: tensor.shape[-2 if name.endswith(EMBEDS) else -1] for name, tensor in given.items()}
-    length = max(rules.tokens(condition.extra), *tokens.values(), 0)
-    longer = {
-        name: pad(tensor, (0, 0) * name.endswith(EMBEDS) + (0, length - tokens[name])) for name, tensor in given.items()
-    }
-    return dataclasses.replace(condition, tensors={**condition.tensors, **longer}) if longer else condition
-
-
-def _check_masks(condition: Condition) -> None:
-    for side in SIDES:
-        embeds, mask = condition.tensors.get(side + EMBEDS), condition.tensors.get(side + MASK)
-        if embeds is None or mask is None:
-            continue
-        if mask.shape[-1] != embeds.shape[-2]:
-            raise UsageError(f"{side}{MASK} has {mask.shape[-1]} tokens but {side}{EMBEDS} has {embeds.shape[-2]}; give both as the pipeline's encode_prompt makes them")
-        if not bool(((mask == 0) | (mask == 1)).all()) or not bool((mask == 1).any()):
-            raise UsageError(f"{side}{MASK} must hold 1 for tokens and 0 for padding, with a token at least; give it as the pipeline's encode_prompt makes it")
 
 
 def _rules(source: Source, missing: str | None) -> TextRules:

@@ -68,6 +68,7 @@ from tsdiff.treesearch.protocols import (
     ToldOutline,
     TreeView,
     Verifier,
+    VideoOutline,
 )
 from tsdiff.treesearch.registry import Registry, models, policies, reference, suites, verifiers
 from tsdiff.treesearch.requests import Denoise, Draw, Gather, Perturb, Release, Renoise, Request, Score, Start
@@ -130,6 +131,7 @@ __all__ = [
     "UsageError",
     "Value",
     "Verifier",
+    "VideoOutline",
     "build",
     "check",
     "parameter",

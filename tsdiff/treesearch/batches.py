@@ -277,8 +277,11 @@ class Batches:
             import torch
 
             padded = self._padded(batch, self.limits.decode)
-            pixels = batch[0].model.decode(torch.stack([item.x0 for item in padded])).pixels
-            return list(pixels.unbind(0)[: len(batch)])
+            media = batch[0].model.decode(torch.stack([item.x0 for item in padded]))
+            model = batch[0].model
+            if media.kind != model.media or media.pixels.dim() != (5 if media.kind == "video" else 4):
+                raise UsageError(f"model {model.name!r}, whose media is {model.media!r}, decoded {media.kind!r} of shape {tuple(media.pixels.shape)}; images are (B, 3, H, W), videos (B, F, 3, H, W)")
+            return list(media.pixels.unbind(0)[: len(batch)])
 
         def shrink(size: int) -> None:
             self.decode_limit = size
@@ -310,7 +313,7 @@ class Batches:
         def call(batch: Sequence[Judgement]) -> list[list[Value]]:
             rows = [candidate for item in batch for candidate in item.candidates]
             padded = rows if verifier.scope == "set" else self._padded(rows, self.limits.verify)
-            values = _values(verifier, verifier.score(CandidateBatch(padded)), len(padded))
+            values = _score(verifier, padded)
             shares = iter(values)
             return [[next(shares) for _ in item.candidates] for item in batch]
 
@@ -411,6 +414,26 @@ class Batches:
 
 def _take(items: deque[T], most: int) -> list[T]:
     return [items.popleft() for _ in range(min(most, len(items)))]
+
+
+def _score(verifier: Verifier, rows: Sequence[Candidate]) -> list[Value]:
+    """A verifier's values; of videos the means over their key frames, each of which is scored like a picture."""
+    views = max((row.views for row in rows), default=1)
+    if views == 1:
+        return _values(verifier, verifier.score(CandidateBatch(rows)), len(rows))
+    each = [_values(verifier, verifier.score(CandidateBatch(rows, view)), len(rows)) for view in range(views)]
+    return [_mean([values[i] for values in each[: row.views]]) for i, row in enumerate(rows)]
+
+
+def _mean(values: Sequence[Value]) -> Value:
+    """The mean of the values of a video's key frames; none if one of them has none."""
+    reason = next((value.reason for value in values if value.score is None), None)
+    scores = [value.score for value in values if value.score is not None]
+    if len(scores) < len(values):
+        return Value(None, reason=reason)
+    names = [name for name in values[0].parts or {} if all(name in (value.parts or {}) for value in values)]
+    parts = {name: sum((value.parts or {})[name] for value in values) / len(values) for name in names}
+    return Value(sum(scores) / len(scores), parts or None, next((value.reason for value in values if value.reason), None))
 
 
 def _values(verifier: Verifier, scores: Scores, rows: int) -> list[Value]:

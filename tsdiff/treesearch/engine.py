@@ -35,6 +35,7 @@ from tsdiff.treesearch.run import Run, flatten
 from tsdiff.treesearch.segmentfile import DamagedRecord
 from tsdiff.treesearch.stopwatch import Stopwatch
 from tsdiff.treesearch.store import Store
+from tsdiff.treesearch.video import held
 from tsdiff.treesearch.work import Decode
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ class Engine:
 
         def keep(pixels: Tensor | None, reason: str | None) -> None:
             if pixels is not None:
-                run.picture = (node, pixels.cpu())
+                run.picture = (node, held(pixels).cpu())
                 with self.timed("previews"):
                     self.recorder.decoded(run, node, pixels)
             else:

@@ -31,7 +31,7 @@ from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.restore import Restore
-from tsdiff.treesearch.results import Result, to_pil, write_tree
+from tsdiff.treesearch.results import Result, shown, write_tree
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import JOURNAL, SYNC_SECONDS, different, discard_segments
 from tsdiff.treesearch.runfolder import INDEX, RUN, LatentsFile, read_json, write_json, write_latents
@@ -320,7 +320,8 @@ class _Files:
         assert answer is not None, "a run that is done has an answer"
         picture = run.picture[1] if run.picture is not None and run.picture[0] is answer else None
         names = facts["options"]["policy"]["name"], plan.model.name
-        result = Result(tree, answer, None if picture is None else to_pil(picture), seconds, *names, self._baseline(tree), path=self.folder, calibrated=self.calibrated)
+        image, video = shown(picture, plan.model, tree.condition)
+        result = Result(tree, answer, image, seconds, *names, self._baseline(tree), video=video, path=self.folder, calibrated=self.calibrated)
         result.truncated = facts.get("result", {}).get("truncated")
         result.relative = facts.get("result", {}).get("relative", False)
         result.options = facts["options"]

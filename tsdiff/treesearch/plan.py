@@ -31,6 +31,7 @@ from tsdiff.treesearch.protocols import (
     Size,
     ToldOutline,
     Verifier,
+    VideoOutline,
 )
 from tsdiff.treesearch.references import resolve_verifier
 from tsdiff.treesearch.resolve import Verifiers, check_needs, resolve_policy, resolve_verifiers
@@ -204,6 +205,8 @@ def prepare(
     condition_extra: Mapping[str, Any] | None = None,
     height: int | None = None,
     width: int | None = None,
+    frames: int | None = None,
+    fps: float | None = None,
     init_image: Any = None,
     strength: float | None = None,
     latents: Tensor | None = None,
@@ -248,6 +251,12 @@ def prepare(
         prompts = outline.demo.prompt
         notices.append(f"no prompt was given: searching the demonstration prompt {outline.demo.prompt!r}")
     extra, guidance_scale = _told(outline, dict(condition_extra or {}), guidance_scale, true_cfg_scale)
+    if outline.media != "video":
+        _refuse_for_images(outline, frames=frames, fps=fps)
+    elif init_image is not None:
+        raise UsageError(f"init_image was given but model {outline.name!r} makes videos, which cannot start from an image; leave it out")
+    if fps is not None:
+        extra = {"frame_rate": fps} | extra
     base = Condition("", negative_prompt, class_label, tensors, extra)
     conditions = tuple(_conditions(prompts, base))
     scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
@@ -267,7 +276,7 @@ def prepare(
             raise UsageError(f"verifier {judge.name!r} looks at images, but model {outline.name!r} makes none")
         for condition in conditions:
             judge.check(condition)
-    size = outline.size(height, width)
+    size = _size(outline, height, width, frames)
     info = outline.solver(solver, eta)
     whole = outline.schedule(info, outline.default_steps if steps is None else _at_least("steps", steps, 1), size)
     schedule = _tail(whole, init_image, strength)
@@ -415,6 +424,21 @@ def _guidance(outline: ModelOutline, scale: float, rescale: float, interval: tup
             raise UsageError(f"guidance_scale is {scale:g} but model {outline.name!r} has no unconditional branch to guide with; leave it out")
         scale = 1.0
     return Guidance(scale, rescale, interval)
+
+
+def _size(outline: ModelOutline, height: int | None, width: int | None, frames: int | None) -> Size:
+    if outline.media != "video":
+        return outline.size(height, width)
+    if not isinstance(outline, VideoOutline):
+        raise UsageError(f"model {outline.name!r} says that it makes videos but not how fast they are shown; it needs a method frame_rate")
+    return outline.size(height, width, None if frames is None else _at_least("frames", frames, 1))
+
+
+def _refuse_for_images(outline: ModelOutline, **options: Any) -> None:
+    """Raise UsageError for options of videos that were given to a model of something else."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name} is {value} but model {outline.name!r} makes {'images' if outline.media == 'image' else 'no pictures'}, not videos; leave it out")
 
 
 def _told(outline: ModelOutline, extra: dict[str, Any], scale: float | None, true_cfg_scale: float | None) -> tuple[dict[str, Any], float | None]:

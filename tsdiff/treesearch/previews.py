@@ -18,6 +18,7 @@ from tsdiff.treesearch.errors import TsdiffError
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.previewfile import PREVIEWS, Preview, PreviewFile, compress, quantize, shrink
 from tsdiff.treesearch.run import Run
+from tsdiff.treesearch.video import still
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,13 +63,13 @@ class PreviewWriter:
         return self.show == "all" or (self.show == "kept" and self.keep != "none")
 
     def add(self, folder: Path, run: Run, node: Node, pixels: Tensor) -> None:
-        """A node of a run in a folder was decoded: pixels (3, H, W) in [0, 1], on any device."""
+        """A node of a run in a folder was decoded: pixels (3, H, W), or (F, 3, H, W) of a video, in [0, 1], on any device."""
         seen = self._seen.setdefault(id(run), set())
         if self.notice is not None or node.index in seen or not self.wants(run, node):
             return
         seen.add(node.index)
         facts = {"tree": run.tree.line, "node": node.index, "id": f"{node.id:032x}"}
-        self._do(folder, partial(self._append, folder, facts, shrink(pixels)))
+        self._do(folder, partial(self._append, folder, facts, shrink(still(pixels))))
 
     def end(self, folder: Path, run: Run, *, last: bool) -> None:
         """A tree of a folder has ended; with `last`, no other tree uses the folder."""

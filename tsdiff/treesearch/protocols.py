@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 PROTOCOL_VERSION = 1
 
-Size: TypeAlias = tuple[int, int] | None
-"""(height, width) of the output in pixels; None where a model has no such thing."""
+Size: TypeAlias = tuple[int, ...] | None
+"""(height, width) of the output in pixels, (height, width, frames) of a video; None where a model has no such thing."""
 
 Row: TypeAlias = Mapping[str, "Tensor"]
 """The conditioning of one network row: named tensors without batch axis."""
@@ -108,10 +108,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Media:
-    """Decoded samples: `pixels` (B, 3, H, W) in [0, 1] for images."""
+    """Decoded samples: `pixels` in [0, 1], (B, 3, H, W) of images, (B, F, 3, H, W) of videos with F frames."""
 
     pixels: Tensor
-    kind: Literal["image"] = "image"
+    kind: Literal["image", "video"] = "image"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class ModelOutline(Protocol):
       name: as the caller named it.
       solvers: names of the solvers it supports, the default first.
       default_steps, default_guidance_scale: used when the caller names none.
-      media: "image", or None where samples cannot be shown.
+      media: "image", "video" (then it is a `VideoOutline`), or None where samples cannot be shown.
       guidable: whether there is an unconditional row to guide with.
       demo: a prompt and a verifier that show the model at work, or None.
       notices: lines to show the user once (e.g. a scheduler that was replaced).
@@ -171,7 +171,7 @@ class ModelOutline(Protocol):
     @property
     def default_guidance_scale(self) -> float: ...
     @property
-    def media(self) -> Literal["image"] | None: ...
+    def media(self) -> Literal["image", "video"] | None: ...
     @property
     def guidable(self) -> bool: ...
     @property
@@ -217,6 +217,23 @@ class ToldOutline(Protocol):
 
     @property
     def told_scale(self) -> float | None: ...
+
+
+@runtime_checkable
+class VideoOutline(Protocol):
+    """An outline whose samples are videos: it is asked for their length, and how fast they are shown.
+
+    The option `fps` of a search is the option "frame_rate" of its conditions, for networks that are told it; a model
+    whose network is not refuses it, as it does any option that it does not know.
+    """
+
+    def size(self, height: int | None, width: int | None, frames: int | None = None) -> Size:
+        """(height, width, frames), defaults filled in. Raises UsageError if the model cannot make it."""
+        ...
+
+    def frame_rate(self, condition: Condition) -> float:
+        """Frames per second at which samples of a condition are shown, above 0 and at most 1000."""
+        ...
 
 
 class DiffusionModel(ModelOutline, Protocol):
@@ -334,7 +351,11 @@ class Candidates(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """(B, 3, H, W) in [0, 1], decoded from `x0`."""
+        """(B, 3, H, W) in [0, 1], decoded from `x0`.
+
+        Of videos, one key frame: `score` is called for the first, the middle and the last one, and the mean counts; `ask`
+        once, with the middle one.
+        """
         ...
 
     @property
@@ -762,7 +783,7 @@ class Recorder(Protocol):
         ...
 
     def decoded(self, run: Any, node: Node, pixels: Tensor) -> None:
-        """A node's clean estimate (or finished sample) was decoded for whatever reason: pixels (3, H, W) in [0, 1]."""
+        """A node's clean estimate (or finished sample) was decoded for whatever reason: pixels in [0, 1], (3, H, W), or (F, 3, H, W) of a video."""
         ...
 
     def end(self, run: Any) -> None:

@@ -11,8 +11,10 @@ from tsdiff.treesearch.disk import LOCAL, Disk
 from tsdiff.treesearch.history import Origin, image_texts
 from tsdiff.treesearch.ledger import EngineLedger, TreeLedger
 from tsdiff.treesearch.node import Node, Value
-from tsdiff.treesearch.runfolder import FORMAT, write_image, write_json, write_latents
+from tsdiff.treesearch.protocols import Condition, ModelOutline, VideoOutline
+from tsdiff.treesearch.runfolder import FORMAT, PICTURES, VIDEOS, write_file, write_image, write_json, write_latents
 from tsdiff.treesearch.tree import Tree
+from tsdiff.treesearch.video import Video, is_video, read_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +32,15 @@ def to_pil(pixels: Tensor) -> Image:
     return Image.fromarray(array)
 
 
+def shown(pixels: Tensor | None, model: ModelOutline, condition: Condition) -> tuple[Image | None, Video | None]:
+    """What people are shown of pixels, as `video.held`: an image, and of a video its frames too."""
+    if pixels is None or not is_video(pixels):
+        return None if pixels is None else to_pil(pixels), None
+    assert isinstance(model, VideoOutline), f"model {model.name!r} decodes videos but has no frame rate"
+    video = Video.of(pixels, model.frame_rate(condition))
+    return video.still, video
+
+
 @dataclass
 class Result:
     """One search's answer.
@@ -38,12 +49,15 @@ class Result:
       tree: the whole tree.
       node: the answer, a finished node of the tree.
       score: its value under the steering verifier; None if that failed.
-      picture: its image in memory; None where the model makes none, or once it is on disk (`image` reads it back).
+      picture: its image in memory, of a video its middle frame; None where the model makes none, or once it is on disk
+        (`image` reads it back).
+      video: its frames in memory, where it is a video; None once they are on disk (`frames` reads them back).
       baseline: the plain sample with the same first noise, searched for nothing; None if it was not asked for.
       latents: latents by node index: the path to the answer, where the run was not saved while it ran.
       seconds: wall time from the tree's start to its end (trees share batches).
       path: the run folder, if there is one.
       image_path: the saved image, if there is one.
+      video_path: the saved video, if there is one.
       truncated: why the policy was stopped early, if it was.
       relative: the score is relative to the samples of this search (a verifier of scope "set"), so that no other
         sample's can be held against it.
@@ -67,6 +81,8 @@ class Result:
     calibrated: tuple[Calibrated, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     drivers: list[dict[str, Any]] = field(default_factory=list)
+    video: Video | None = None
+    video_path: Path | None = None
 
     @property
     def prompt(self) -> str:
@@ -132,6 +148,14 @@ class Result:
                 return opened.copy()
         return self.picture
 
+    @property
+    def frames(self) -> list[Image]:
+        """The frames of the answer, where it is a video; an image is the only one of its own. Empty where the model makes none."""
+        if self.video is None and self.video_path is not None:
+            return read_video(self.video_path).images()
+        image = self.image
+        return self.video.images() if self.video is not None else [] if image is None else [image]
+
     def save(self, path: str | Path) -> Path:
         """Write the result into a new or empty folder; returns it. See `tsdiff.treesearch.runfolder`.
 
@@ -173,21 +197,28 @@ class Result:
         path = folder / "best.png"
         if changed and self.picture is not None:
             self._write_image(path, origin if self.options.get("metadata", True) else None, disk)
-        elif changed and path.exists():
-            disk.remove(path)
-        self.picture = None
+        elif changed:
+            for old in (path, folder / VIDEOS["best"]):
+                if old.exists():
+                    disk.remove(old)
+        self.picture = self.video = None
         self.found(folder)
 
     def found(self, folder: Path) -> None:
         """All of it has been written into a folder before."""
         self.path = folder
-        for result, name in ((self, "best.png"), (self.baseline, "baseline.png")):
-            if result is not None and (folder / name).exists():
-                result.image_path = folder / name
+        for result, which in ((self, "best"), (self.baseline, "baseline")):
+            if result is not None and (folder / PICTURES[which]).exists():
+                result.image_path = folder / PICTURES[which]
+            if result is not None and (folder / VIDEOS[which]).exists():
+                result.video_path = folder / VIDEOS[which]
 
     def _write_image(self, path: Path, origin: Origin | None, disk: Disk) -> None:
-        """Move the image from memory to disk: many results may not fit in memory."""
-        image = self.image
+        """Move the image, and the video that it is of, from memory to disk: many results may not fit in memory."""
+        image, film = self.image, path.with_suffix(".webp")
+        if self.video is not None or self.video_path is not None:
+            write_file(film, [self.video.file() if self.video is not None else self.video_path.read_bytes()], disk=disk)  # type: ignore[union-attr]
+            self.video_path, self.video = film, None
         if image is not None:
             write_image(path, image, None if origin is None else image_texts(self, origin, image.size), disk=disk)
             self.image_path, self.picture = path, None
@@ -202,6 +233,7 @@ class Result:
             "policy": self.policy,
             "verifier": self.tree.verifier,
             "image": None if self.image_path is None else str(self.image_path),
+            **({} if self.video_path is None else {"video": str(self.video_path)}),
             "score": self.score,
             "scores": values,
             "first_score": self.first_score,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tsdiff.treesearch.errors import SetupError, TsdiffError, UsageError
 from tsdiff.treesearch.node import Node, Value
 from tsdiff.treesearch.noise import Fresh, Given, Mix, Recipe, realize, roots_of
-from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, TreeView, Verifier
+from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, Size, TreeView, Verifier
 from tsdiff.treesearch.requests import Gather, Request
 from tsdiff.treesearch.schedule import Schedule
 from tsdiff.treesearch.store import Store, Stored
@@ -180,7 +180,7 @@ class Run:
         *,
         roles: Mapping[str, Verifier] | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008 - frozen
-        size: tuple[int, int] | None = None,
+        size: Size = None,
         name: str = "policy",
         given: Array | None = None,
         first: Recipe | None = None,
@@ -217,7 +217,7 @@ class Run:
         self.ended = False
         self.done = False  # all of it was written before, by an earlier process
         self.answer: Node | None = None
-        # The best finished node so far and its pixels (3, H, W); None for pixels that were decoded before an interruption.
+        # The best finished node so far and its pixels, as `video.held`; None for pixels that were decoded before an interruption.
         self.picture: tuple[Node, Tensor | None] | None = None
         self.error: BaseException | None = None
         self.mistake: TsdiffError | None = None
@@ -395,7 +395,7 @@ class Run:
         raise UsageError(f"{self.name} returned {answer!r}; return a finished node of its tree (level {last}), normally tree.best()")
 
     def keep_picture(self, node: Node, pixels: Tensor | None) -> None:
-        """Keep the pixels of the best finished node so far, so that the answer is not decoded again."""
+        """Keep the pixels (as `video.held`) of the best finished node so far, so that the answer is not decoded again."""
         score = node.score(self.tree.verifier)
         if score is None or node.draft:
             return

@@ -7,6 +7,7 @@
     tree.json            the searched tree
     baseline.json        the tree of the one plain sample it is compared with
     best.png             the answer's image           baseline.png   the plain sample's
+    best.webp            the answer's video, where the model makes videos (then best.png is a frame of it), baseline.webp
     summary.csv          the result as a line of a table
     latents.safetensors  "node/INDEX" -> the latent of a node, float32
 
@@ -39,7 +40,8 @@ RUN, INDEX, LOCK, TREE, BASELINE, LATENTS = "run.json", "index.json", "lock", "t
 
 SUMMARY = "summary.csv"
 PICTURES = {"best": "best.png", "baseline": "baseline.png"}
-FILES = (RUN, INDEX, LOCK, TREE, BASELINE, LATENTS, SUMMARY, *PICTURES.values(), "journal.jsonl", "inputs.safetensors", "init.png", "previews.pack")
+VIDEOS = {"best": "best.webp", "baseline": "baseline.webp"}
+FILES = (RUN, INDEX, LOCK, TREE, BASELINE, LATENTS, SUMMARY, *PICTURES.values(), *VIDEOS.values(), "journal.jsonl", "inputs.safetensors", "init.png", "previews.pack")
 """What a run folder, or a folder of those, is made of; and the folder of the journal's tensors."""
 
 UPGRADES: tuple[Callable[[str, dict[str, Any]], dict[str, Any]], ...] = ()

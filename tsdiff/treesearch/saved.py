@@ -24,9 +24,10 @@ from tsdiff.treesearch.journal import JournalReader, Position, Tail
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.rescored import Rescored, read_rescored
 from tsdiff.treesearch.runfile import JOURNAL, SEGMENTS
-from tsdiff.treesearch.runfolder import BASELINE, LATENTS, PICTURES, RUN, TREE, LatentsFile, lock_path, read_json
+from tsdiff.treesearch.runfolder import BASELINE, LATENTS, PICTURES, RUN, TREE, VIDEOS, LatentsFile, lock_path, read_json
 from tsdiff.treesearch.savedtree import WRONG, SavedNode, SavedTree
 from tsdiff.treesearch.segmentfile import read, segment_path
+from tsdiff.treesearch.video import read_video
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -220,6 +221,8 @@ class SavedRun:
         if self.status == "done":
             named = {"best": self.result.get("image"), "baseline": self.result.get("image") and self.baseline}
             found += [f"{file} is missing" for which, file in PICTURES.items() if named[which] and not (self.path / file).exists()]
+            films = {"best": self.result.get("video"), "baseline": self.result.get("video") and self.baseline}
+            found += [f"{file} is missing" for which, file in VIDEOS.items() if films[which] and not (self.path / file).exists()]
         return tuple(found)
 
     def path_to(self, node: SavedNode | int) -> list[SavedNode]:
@@ -294,6 +297,20 @@ class SavedRun:
             raise UsageError(f"{str(self.path)!r} has no {PICTURES[which]}; pictures are there when a run is done, if its model makes any") from None
         except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
             raise UsageError(f"{str(self.path / PICTURES[which])!r} cannot be read: {error}") from None
+
+    def frames(self, which: str = "best") -> list[Image]:
+        """All frames of the answer, or of the plain sample ("baseline"), where they are videos; an image is the only one of its own.
+
+        Raises:
+          UsageError: if there are none, or they cannot be read.
+        """
+        path = self.path / VIDEOS.get(which, "")
+        if which not in VIDEOS or not path.exists():
+            return [self.image(which)]
+        try:
+            return read_video(path).images()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UsageError(f"{str(path)!r} cannot be read: {error}") from None
 
     def to_networkx(self) -> nx.DiGraph[int]:
         """The tree of the search as a networkx DiGraph: nodes by index, attributes that are plain numbers, text and truth values."""

@@ -14,6 +14,7 @@ from tsdiff.treesearch.protocols import Sampler, Verifier
 from tsdiff.treesearch.quote import Quote
 from tsdiff.treesearch.requests import Score
 from tsdiff.treesearch.run import Draft, Group, Run
+from tsdiff.treesearch.video import held
 from tsdiff.treesearch.work import Candidate, Decode, Judgement
 
 if TYPE_CHECKING:
@@ -143,11 +144,14 @@ class Scoring:
 
     def _judges(self) -> list[Verifier]:
         """The verifier asked for; a finished sample that is steered by is scored by all."""
-        finished = self.source is self.node and self.node.level == self.run.tree.schedule.last
-        if not finished or self.verifier is not self.run.steering:
+        if not self._finished() or self.verifier is not self.run.steering:
             return [self.verifier]
         others = [judge for judge in self.run.verifiers.values() if judge is not self.verifier and judge.name not in self.node.values]
         return [self.verifier, *(judge for judge in others if judge.scope == "row")]
+
+    def _finished(self) -> bool:
+        """Whether it is a finished sample that is judged."""
+        return self.source is self.node and self.node.level == self.run.tree.schedule.last
 
     def _decode(self, x0: Tensor) -> None:
         """Pictures of the estimate and of the ancestors' estimates, as far as they are wanted and there are any."""
@@ -182,7 +186,8 @@ class Scoring:
             self.growth.batches.decode(Decode(run, run.bindings[None].model, latent, partial(decoded, need)))
 
     def _judge(self, x0: Tensor, pictures: dict[str, Tensor], reasons: Mapping[str, str]) -> None:
-        run, source, pixels = self.run, self.source, pictures.get("images")
+        run, source = self.run, self.source
+        pixels = held(pictures["images"]) if self._finished() and "images" in pictures else None
         kept = run.store.get(run.key("node", source.index))
         ancestors = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
         candidate = Candidate(run, self.node, source.level, kept["latent"], x0, pictures, ancestors, self.key.removeprefix(self.verifier.name))
@@ -203,7 +208,7 @@ class Scoring:
 
     def _judged(self, judge: Verifier, pixels: Tensor | None, values: Sequence[Value]) -> None:
         self._value(self.key if judge is self.verifier else judge.name, values[0])
-        if pixels is not None and judge is self.run.steering and self.source is self.node and self.node.level == self.run.tree.schedule.last:
+        if pixels is not None and judge is self.run.steering:
             self.run.keep_picture(self.node, pixels)
         self.open -= 1
         if self.open == 0:

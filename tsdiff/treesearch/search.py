@@ -27,7 +27,7 @@ from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
 from tsdiff.treesearch.requests import Denoise, Draw, Score
 from tsdiff.treesearch.resolve import Verifiers
-from tsdiff.treesearch.results import Failure, Result, Results, to_pil
+from tsdiff.treesearch.results import Failure, Result, Results, shown
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS
 from tsdiff.treesearch.runfolder import LOCK, claim_folder, environment, write_latents
@@ -91,7 +91,8 @@ def search(
       callback: called with a `Progress` after every batch.
       **options: `steps`, `solver`, `eta`, `guidance_scale`, `true_cfg_scale`, `guidance_rescale`, `guidance_interval`,
         `negative_prompt`, `class_label`, `prompt_embeds` and `negative_prompt_embeds` ((tokens, width)),
-        `condition_extra` (of the model family, e.g. `{"clip_skip": 1}`), `height`, `width`, `init_image`, `strength`,
+        `condition_extra` (of the model family, e.g. `{"clip_skip": 1}`), `height`, `width`, `frames` and `fps` (of a
+        video), `init_image`, `strength`,
         `latents` (unit noise of root 0), `initial_noise="torch"` (root 0 is what
         `pipe(generator=torch.Generator().manual_seed(seed))` draws), `helpers` (other models by name), `seconds`,
         `baseline`, `deterministic`, `max_batch`, `memory_limit` (bytes), `device`, `dtype`, `offline`, `revision`,
@@ -338,10 +339,10 @@ class _Collector:
     def _result(self, run: Run, baseline: Result | None = None) -> Result:
         assert run.answer is not None
         pixels = run.picture[1] if run.picture is not None and run.picture[0] is run.answer else None
-        image = None if pixels is None else to_pil(pixels)
+        image, video = shown(pixels, self.plan.model, run.tree.condition)
         relative = run.steering.scope == "set"
         names = self.plan.policy.name, self.plan.model.name
-        return Result(run.tree, run.answer, image, run.seconds, *names, baseline, truncated=run.truncated, relative=relative, calibrated=self.calibrated)
+        return Result(run.tree, run.answer, image, run.seconds, *names, baseline, video=video, truncated=run.truncated, relative=relative, calibrated=self.calibrated)
 
     def finish(self) -> tuple[list[Result], list[Failure]]:
         """Everything, prompt-major."""

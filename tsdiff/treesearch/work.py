@@ -13,6 +13,7 @@ from tsdiff.treesearch.noise import step_noise
 from tsdiff.treesearch.protocols import Condition, DiffusionModel, Row, Sampler, Verifier
 from tsdiff.treesearch.run import Binding, Group, Run
 from tsdiff.treesearch.schedule import Schedule
+from tsdiff.treesearch.video import is_video, key_frames, still
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,7 @@ class Estimate:
 
 @dataclass(eq=False, slots=True)
 class Decode:
-    """A clean latent to be decoded; `then` receives pixels (3, H, W), or a reason."""
+    """A clean latent to be decoded; `then` receives pixels, (3, H, W) or (F, 3, H, W), or a reason."""
 
     run: Run
     model: DiffusionModel
@@ -126,16 +127,33 @@ class Decode:
 
 @dataclass(eq=False, slots=True)
 class Candidate:
-    """One row for a verifier; its value's key is the verifier's name and `suffix` ("@lookahead6")."""
+    """One row for a verifier; its value's key is the verifier's name and `suffix` ("@lookahead6").
+
+    Attributes:
+      pictures: by the need that asked for them; of videos only the key frames (K, 3, H, W) are kept.
+    """
 
     run: Run
     node: Node
     level: int
     latents: Tensor
     x0: Tensor
-    pictures: dict[str, Tensor]  # by the need that asked for them
+    pictures: dict[str, Tensor]
     ancestors: dict[str, Tensor]
     suffix: str = ""
+
+    def __post_init__(self) -> None:
+        self.pictures = {need: key_frames(pixels) for need, pixels in self.pictures.items()}
+
+    @property
+    def views(self) -> int:
+        """How many pictures a verifier has to see, one after the other: the key frames of a video, else one."""
+        return max((len(pixels) for pixels in self.pictures.values() if is_video(pixels)), default=1)
+
+    def picture(self, need: str, view: int | None) -> Tensor:
+        """One of the pictures (3, H, W) of a need; None is the one that stands for a video."""
+        pixels = self.pictures[need]
+        return pixels[min(view, len(pixels) - 1)] if view is not None and is_video(pixels) else still(pixels)
 
 
 @dataclass(eq=False, slots=True)
@@ -148,10 +166,16 @@ class Judgement:
 
 
 class CandidateBatch:
-    """Implements `tsdiff.treesearch.protocols.Candidates`: stacks rows when they are asked for."""
+    """Implements `tsdiff.treesearch.protocols.Candidates`: stacks rows when they are asked for.
 
-    def __init__(self, rows: Sequence[Candidate]) -> None:
+    Args:
+      rows: the candidates.
+      view: which of a video's key frames is seen; None is the one that stands for it.
+    """
+
+    def __init__(self, rows: Sequence[Candidate], view: int | None = None) -> None:
         self._rows = rows
+        self._view = view
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -163,7 +187,7 @@ class CandidateBatch:
 
         if any("images" not in row.pictures for row in self._rows):
             raise UsageError("a verifier reads candidates.images but does not declare 'images' in its needs")
-        return torch.stack([row.pictures["images"] for row in self._rows])
+        return torch.stack([row.picture("images", self._view) for row in self._rows])
 
     @cached_property
     def x0(self) -> Tensor:
@@ -201,21 +225,26 @@ class CandidateBatch:
 
     def ancestor_x0(self, ratio: float) -> Tensor:
         """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`."""
-        return self._ancestors("ancestor_x0", ratio, [row.ancestors for row in self._rows])
+        import torch
+
+        name = self._ancestors("ancestor_x0", ratio, [row.ancestors for row in self._rows])
+        return torch.stack([row.ancestors[name] for row in self._rows])
 
     def ancestor_images(self, ratio: float) -> Tensor:
         """(B, 3, H, W) pictures of each row's ancestor at sigma/alpha `ratio`."""
-        return self._ancestors("ancestor_images", ratio, [row.pictures for row in self._rows])
-
-    def _ancestors(self, kind: str, ratio: float, kept: Sequence[dict[str, Tensor]]) -> Tensor:
         import torch
 
+        name = self._ancestors("ancestor_images", ratio, [row.pictures for row in self._rows])
+        return torch.stack([row.picture(name, self._view) for row in self._rows])
+
+    def _ancestors(self, kind: str, ratio: float, kept: Sequence[dict[str, Tensor]]) -> str:
+        """The need that stands for a ratio; every row has it."""
         declared = {name for tensors in kept for name in tensors if name.startswith(f"{kind}@") and float(name.partition("@")[2]) == ratio}
         name = next(iter(declared), f"{kind}@{ratio:g}")
         missing = [row.node.index for row, tensors in zip(self._rows, kept, strict=True) if name not in tensors]
         if missing:
             raise UsageError(f"nodes {missing} have no ancestor estimate at sigma/alpha {ratio:g}: they are noisier, or the verifier does not declare {name!r}")
-        return torch.stack([tensors[name] for tensors in kept])
+        return name
 
 
 __all__ = ["Candidate", "CandidateBatch", "Chain", "Decode", "Estimate", "Evaluation", "Group", "Judgement", "Step"]
