@@ -19,7 +19,7 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.history import Origin
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.plan import Plan
-from tsdiff.treesearch.protocols import Allocator
+from tsdiff.treesearch.protocols import Allocator, TellingOutline
 from tsdiff.treesearch.rebuild import rebuild
 from tsdiff.treesearch.results import Failure
 from tsdiff.treesearch.run import Run
@@ -184,6 +184,8 @@ class RunFolders:
         facts = {"format": FORMAT, "status": "", "name": self._name(place), "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
         tree = Tree(plan.schedule, plan.solver, condition, seed=seed, verifier=plan.verifiers[0].name)
         relative = plan.verifiers[0].scope == "set"
+        if isinstance(plan.model, TellingOutline):
+            facts["model_facts"] = dict(plan.model.facts)
         return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan), "relative": relative, "tree": tree.head()}
 
     def _name(self, place: Place) -> str:

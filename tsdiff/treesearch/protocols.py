@@ -219,6 +219,19 @@ class ToldOutline(Protocol):
     def told_scale(self) -> float | None: ...
 
 
+@runtime_checkable
+class TellingOutline(Protocol):
+    """An outline with something to tell whoever looks at its runs later: `run.json` keeps it as `model_facts`.
+
+    Attributes:
+      facts: strict JSON, small. {"mixture": {"weights": [...], "means": [[...], ...], "stds": [...]}} is the density of the
+        data, where that is known.
+    """
+
+    @property
+    def facts(self) -> Mapping[str, Json]: ...
+
+
 class DiffusionModel(ModelOutline, Protocol):
     """A model ready to run.
 
