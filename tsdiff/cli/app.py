@@ -28,6 +28,7 @@ COMMANDS = {
     "expand": "Grow a saved tree from one of its nodes, into the same run.",
     "plan": "Show what a search would cost, without running it.",
     "show": "Show a saved run, one of its nodes, or an image's origin.",
+    "view": "Look at saved runs in the browser, and steer them.",
     "export": "Write a saved run for other programs.",
     "list": "List all that has a name, or saved runs.",
     "describe": "Explain a policy, verifier, model, solver or suite.",
