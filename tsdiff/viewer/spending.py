@@ -20,12 +20,14 @@ class Spending:
     Attributes:
       made: for each node by index, NFE that the search had spent when the request that made it was complete.
       scored: for each value in the order of their coming: NFE spent by then, the node, the key, the score.
+      rows: network rows that it had spent, by NFE.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         self.made: list[int] = []
         self.scored: list[tuple[int, int, str, float]] = []
+        self.rows: dict[int, int] = {0: 0}
         self._nfe = 0
         self._place: Position | None = None
         self._lost = False
@@ -49,7 +51,7 @@ class Spending:
 
     def restart(self) -> None:
         """Read everything again."""
-        self.made, self.scored, self._nfe, self._place, self._lost = [], [], 0, None, False
+        self.made, self.scored, self.rows, self._nfe, self._place, self._lost = [], [], {0: 0}, 0, None, False
 
     def _take(self, record: Any) -> None:
         if record["tree"] != "search":
@@ -62,6 +64,7 @@ class Spending:
         if type(nfe) is not int or nfe < self._nfe:
             raise ValueError(f"{nfe!r} is no number of evaluations")
         self._nfe = nfe
+        self.rows[nfe] = int(record["ledger"]["rows"])
         for item in record["nodes"]:
             if item["index"] != len(self.made):
                 raise ValueError("a node is missing")
