@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def command(folder: Path, port: int, opens: bool) -> int:
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise SetupError(f"`tsdiff view` needs {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed; run: pip install 'tsdiff[viewer]'")
+    from tsdiff.cli.steering import RunSteering
     from tsdiff.viewer.app import make_app
     from tsdiff.viewer.folders import Folders
     from tsdiff.viewer.library import Library
@@ -41,9 +43,9 @@ def command(folder: Path, port: int, opens: bool) -> int:
 
     library = Library(Folders(folder))
     token = new_token()
-    with listen(port) as opened:
+    with listen(port) as opened, closing(RunSteering(lambda: library.folders.all().values())) as steering:
         where = address(opened, token)
-        app = make_app(library, port=opened.getsockname()[1], token=token, tell=lambda text: say("warning", text))
+        app = make_app(library, port=opened.getsockname()[1], token=token, steering=steering, tell=lambda text: say("warning", text))
 
         def ready() -> None:
             click.echo(where)
