@@ -26,10 +26,6 @@ LIMITS = {RUN: 16 * MEBI, INDEX: 256 * MEBI, TREE: 512 * MEBI, BASELINE: 64 * ME
 _FILES = (RUN, INDEX, TREE, BASELINE, JOURNAL, LATENTS, LOCK, PREVIEWS, *PICTURES.values())
 _FOLDERS = (SEGMENTS, RESCORED)
 
-PATIENCE = 2.0
-"""Seconds before the folder is searched for new runs again."""
-
-
 class Folders:
     """The run folders in a folder, or that folder itself, by their ids.
 
@@ -39,9 +35,14 @@ class Folders:
     Args:
       root: the folder that is viewed.
 
+    Attributes:
+      patience: seconds before the folder is searched for new runs again.
+
     Raises:
       UsageError: if it is none, or cannot be read.
     """
+
+    patience = 2.0
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
@@ -52,10 +53,10 @@ class Folders:
         self._known: dict[str, Path] = {}
         self._searched = -float("inf")
 
-    def all(self, *, patience: float = PATIENCE) -> dict[str, Path]:
-        """Run folders by id, in the order of their names; those found less than `patience` seconds ago. Raises UsageError."""
+    def all(self) -> dict[str, Path]:
+        """Run folders by id, in the order of their names, as they were `patience` seconds ago or later. Raises UsageError."""
         with self._lock:
-            if time.monotonic() - self._searched >= patience:
+            if time.monotonic() - self._searched >= self.patience:
                 self._known = self._found()
                 self._searched = time.monotonic()
             return self._known

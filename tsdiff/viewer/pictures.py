@@ -27,7 +27,7 @@ ROWS = COLUMNS = 16
 CELLS = ROWS * COLUMNS
 """Thumbnails on a page of the atlas."""
 
-SIZES = (32, 64, 128)
+SIZES = (32, 64)
 """Sides of a thumbnail that can be asked for."""
 
 KEPT = 64
