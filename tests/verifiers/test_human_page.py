@@ -131,9 +131,8 @@ def test_killed_and_continued_it_asks_nothing_again_that_was_answered(tmp_path, 
     asking = [index for index, change in enumerate(disk.log) if change == "rename"]
     for at in asking[4 : 4 + 2 * asked : 3]:
         answered: list[str] = []
-        with answering(tmp_path / "cut") as person:
-            with pytest.raises(Killed):
-                searched(tmp_path / "cut", verifiers, disk=FaultyDisk(at, "killed"), **how)
+        with answering(tmp_path / "cut") as person, pytest.raises(Killed):
+            searched(tmp_path / "cut", verifiers, disk=FaultyDisk(at, "killed"), **how)
         answered += [question.id for question in person.answered]
         with answering(tmp_path / "cut") as person:
             go_on(tmp_path / "cut" / "run-0001")
