@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from starlette.testclient import TestClient
 
 from tsdiff.treesearch.errors import UsageError
@@ -100,7 +103,17 @@ def view(root: Path, steering: Steering | None = None, *, patience: float = 0.0)
     library.folders.patience = patience
     went_wrong: list[str] = []
     app = make_app(library, port=PORT, token=TOKEN, steering=steering, tell=went_wrong.append)
-    return Viewer(library, TestClient(app, base_url=ORIGIN), went_wrong)
+    client = TestClient(app, base_url=ORIGIN)
+    client.portal = _portal()
+    return Viewer(library, client, went_wrong)
+
+
+@cache
+def _portal() -> BlockingPortal:
+    """One event loop for all; a client would begin a new one, in a new thread, for each request."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(start_blocking_portal())
 
 
 @contextmanager

@@ -501,7 +501,7 @@ def replaced(data, draw, junk):
 
 
 @given(st.data(), JUNK, st.sampled_from(["run.json", "tree.json"]))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_junk_anywhere_in_a_file_breaks_nothing(tmp_path_factory, data, junk, name):
     root = tmp_path_factory.mktemp("junk")
     folder = write_run(root / "run", [node(0, None, 0, kind="draw"), node(1, 0, STEPS, score=5.0, note={"label": "x"})])
@@ -513,7 +513,7 @@ def test_junk_anywhere_in_a_file_breaks_nothing(tmp_path_factory, data, junk, na
 
 
 @given(st.data(), JUNK)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_junk_in_a_journal_breaks_nothing(tmp_path_factory, data, junk):
     root = tmp_path_factory.mktemp("junk")
     run = Going(root / "run")

@@ -175,6 +175,19 @@ def test_a_list_shows_new_runs_and_what_has_changed(tmp_path):
     assert "there is no run" in viewer.get(at("run-0001"), 404)["error"]
 
 
+def test_listing_unfinished_runs_forgets_none_that_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("tsdiff.viewer.library.KEPT", 1)
+    for name in ("a", "b", "c"):
+        run = Going(tmp_path / name)
+        run.add(node(0, None, 0, kind="draw"), node(1, 0, STEPS, score=1.0))
+        run.close()
+    viewer = view(tmp_path)
+    token = viewer.get("/api/runs/b/tree")["token"]
+    assert [(run["status"], run["nodes"], run["best"]) for run in viewer.get("/api/runs")["runs"]] == [("killed", 2, 1.0)] * 3
+    again = viewer.get(f"/api/runs/b/tree?since={token}")
+    assert (again["restarted"], again["nodes"]) == (False, [])
+
+
 def test_a_run_that_is_viewed_itself_goes_by_its_name(tmp_path):
     write_run(tmp_path / "run-0007", grown(20))
     viewer = view(tmp_path / "run-0007")

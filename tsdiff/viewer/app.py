@@ -67,7 +67,9 @@ def make_app(library: Library, *, port: int, token: str, steering: Steering | No
       steering: what carries that out; None if nothing can be changed.
       tell: called with a line when something unexpected has gone wrong, from any thread.
     """
-    return Guard(_as_sent(Starlette(routes=Addresses(library, steering, tell).routes(), exception_handlers={HTTPException: _not_here})), port=port, token=token)
+    inner = Starlette(routes=Addresses(library, steering, tell).routes(), exception_handlers={HTTPException: _not_here})
+    inner.router.redirect_slashes = False
+    return Guard(_as_sent(inner), port=port, token=token)
 
 
 def _as_sent(app: ASGIApp) -> ASGIApp:

@@ -28,21 +28,19 @@ def run_url(name: str) -> str:
 # The runs of a folder ------------------------------------------------------------------------------------------------
 
 
-def summary_document(name: str, run: SavedRun, tree: Watched | None) -> dict[str, Any]:
-    """A run in a line, from `run.json` alone unless its tree is known; null where something is not known.
+def summary_document(name: str, run: SavedRun, damage: list[str] | None = None) -> dict[str, Any]:
+    """A run in a line; null where something is not known.
 
     Args:
       name: its id.
-      run: whose trees are not read for it.
-      tree: the same run with its tree, where that is known.
+      run: read as far as its `damage` is given, without it from `run.json` alone.
+      damage: what is damaged or missing, a line each.
     """
     result, options, facts = run.result, run.options, run.facts
     best, nfe, nodes = number(result.get("score")), count(result.get("nfe")), count(result.get("nodes"))
     prompt, seed = facts.get("prompt"), facts.get("seed")
-    if tree is not None:
-        known = tree.run
-        prompt, seed = known.prompt, known.seed
-        best, nfe, nodes = known.score, count(known.ledger["nfe"]), len(known.nodes)
+    if damage is not None:
+        prompt, seed, best, nfe, nodes = run.prompt, run.seed, run.score, count(run.ledger["nfe"]), len(run.nodes)
     return {
         "id": name,
         "prompt": text(prompt or ""),
@@ -54,7 +52,7 @@ def summary_document(name: str, run: SavedRun, tree: Watched | None) -> dict[str
         "nfe": nfe,
         "nodes": nodes,
         "steps_total": _expected(options),
-        "damage": [] if tree is None else tree.damage,
+        "damage": damage or [],
     }
 
 

@@ -52,13 +52,18 @@ class Folders:
         self._lock = threading.Lock()
         self._known: dict[str, Path] = {}
         self._searched = -float("inf")
+        self._took = 0.0
 
     def all(self) -> dict[str, Path]:
-        """Run folders by id, in the order of their names, as they were `patience` seconds ago or later. Raises UsageError."""
+        """Run folders by id, in the order of their names, as they were `patience` seconds ago or later (in folders so large that
+        looking takes long, ten times as long as that). Raises UsageError.
+        """
         with self._lock:
-            if time.monotonic() - self._searched >= self.patience:
+            if time.monotonic() - self._searched >= max(self.patience, 10 * self._took):
+                began = time.monotonic()
                 self._known = self._found()
                 self._searched = time.monotonic()
+                self._took = (self._searched - began) * bool(self.patience)
             return self._known
 
     def path(self, name: str) -> Path:

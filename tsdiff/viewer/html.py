@@ -35,6 +35,7 @@ _IMPORT = re.compile(r'^import (?:\{([^}]*)\} from )?"\./([\w./-]+)";\n', re.MUL
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const) )", re.MULTILINE)
 _NAME = re.compile(r"^export (?:async )?(?:function|class|const) (\w+)", re.MULTILINE)
 _LIST = re.compile(r"export\{([^}]*)\};\s*\Z")
+_PRELOAD = re.compile(r'<link rel="modulepreload" [^>]*>\n')
 _STYLE = '<link rel="stylesheet" href="/static/style.css">'
 _SCRIPT = '<script type="module" src="/static/main.js"></script>'
 _FIRST = '<meta charset="utf-8">'
@@ -53,7 +54,7 @@ def write_html(run: SavedRun, path: Path) -> list[str]:
 
 def page(data: Any) -> str:
     """The page with its scripts, its style and some data inside."""
-    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    html = _PRELOAD.sub("", (STATIC / "index.html").read_text(encoding="utf-8"))
     style = (STATIC / "style.css").read_text(encoding="utf-8")
     script = joined("main.js")
     carried = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
@@ -160,7 +161,7 @@ def run_data(run: SavedRun) -> tuple[dict[str, Any], list[str]]:
         document["baseline"]["image"] = None
     left_out = [what.format(count) for what, count in room.out.items()]
     data = {
-        "runs": [summary_document(name, watched.run, watched)],
+        "runs": [summary_document(name, watched.run, watched.damage)],
         "run": document,
         "tree": {**tree_document(watched, Changes("", True, watched.records)), "token": ""},
         "curve": curve_document(watched),

@@ -21,7 +21,7 @@ from tsdiff.viewer.plainjson import dump, line
 from tsdiff.viewer.watched import Watched
 
 KEPT = 16
-"""Runs whose trees are kept in memory."""
+"""Runs whose trees are kept in memory of those that are looked at, and as many of those that go on."""
 
 QUICK_BYTES = 16 * MEBI
 QUICK_SECONDS = 1.0
@@ -85,6 +85,8 @@ class Library:
         self._lock = threading.Lock()
         self._shown: OrderedDict[str, Shown] = OrderedDict()
         self._summaries: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._listing = threading.Lock()
+        self._going: OrderedDict[str, SavedRun] = OrderedDict()  # read for the list, to read on from there
 
     def run(self, name: str) -> Shown:
         """A run by its id. Raises KeyError if there is none."""
@@ -108,17 +110,18 @@ class Library:
         known = self._summaries.get(name)
         if known is not None and known[0] == key:
             return known[1]
+        settled = True
         try:
             check(path)
             run = SavedRun(path)
             if run.status == "done" and run.result:
-                made, settled = summary_document(name, run, None), True
+                made = summary_document(name, run)
             else:
                 made, settled = self._unfinished(name, run, key[2], deadline)
         except TsdiffError as error:
-            made, settled = unreadable_document(name, error), True
+            made = unreadable_document(name, error)
         except Exception as error:  # whatever a hostile file makes its reader do
-            made, settled = unreadable_document(name, f"{type(error).__name__}: {line(error)}"), True
+            made = unreadable_document(name, f"{type(error).__name__}: {line(error)}")
         if settled:
             self._summaries[name] = key, made
         return made
@@ -126,12 +129,24 @@ class Library:
     def _unfinished(self, name: str, run: SavedRun, journal: tuple[int, ...] | None, deadline: float) -> tuple[dict[str, Any], bool]:
         """The line of a run whose file says no result yet; and whether it stays as long as the files do."""
         with self._lock:
-            looked_at = name in self._shown
+            shown = self._shown.get(name)
+        if shown is not None and shown.path == run.path:
+            with shown.now() as watched:
+                return summary_document(name, watched.run, watched.damage), False
         size = journal[1] if journal is not None else 0
-        if not looked_at and (size > QUICK_BYTES or time.monotonic() > deadline):
-            return summary_document(name, run, None), False
-        with self.run(name).now() as watched:
-            return summary_document(name, run, watched), watched.run.status not in ("running", "killed")
+        if size > QUICK_BYTES or time.monotonic() > deadline:
+            return summary_document(name, run), False
+        with self._listing:
+            going = self._going.pop(name, None)
+            if going is None or going.path != run.path:
+                going = run
+            going.refresh()
+            made = summary_document(name, going, [line(one) for one in going.damage])
+            if going.status in ("running", "killed"):
+                self._going[name] = going
+                while len(self._going) > KEPT:
+                    self._going.popitem(last=False)
+            return made, going.status not in ("running", "killed")
 
 
 def missing(name: str) -> UsageError:
