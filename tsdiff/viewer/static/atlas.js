@@ -58,8 +58,8 @@ async function load(number) {
   const mine = pages;
   try {
     const image = await state.source.atlas(state.runId, number);
-    if (mine !== pages) image.close?.();
-    else Object.assign(page, { image, known });
+    if (mine !== pages) image?.close?.();
+    else Object.assign(page, { image, known, failed: image === null });
   } catch (error) {
     page.failed = true; // nodes are drawn in their colours alone
     console.warn(String(error));

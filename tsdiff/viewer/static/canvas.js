@@ -2,11 +2,11 @@
 
 import { cell, whenLoaded } from "./atlas.js";
 import { ramp, steps, stroke } from "./colour.js";
-import { foldedNodes, place } from "./layout.js";
+import { foldedNodes, isLarge, place } from "./layout.js";
 import { state, watch } from "./state.js";
 import { byId } from "./dom.js";
 
-const NODE = 46; // side of a node with a picture, at zoom 1
+const NODE = 50; // side of a node with a picture, at zoom 1
 const PLAIN = 20; // of one without
 const MARGIN = 44;
 const LARGEST = 4;
@@ -51,8 +51,7 @@ export function locate(index) {
 }
 
 function side(node) {
-  const large = (node.th !== null && node.th !== undefined) || node.score !== null;
-  return (large ? NODE : PLAIN) * view.zoom;
+  return (isLarge(node) ? NODE : PLAIN) * view.zoom;
 }
 
 /** The node at a point of the canvas; with a little mercy for small ones. */
@@ -110,7 +109,7 @@ export function panBy(x, y) {
 
 /** Move so that a node is in view. */
 export function reveal(index, close = false) {
-  const spot = locate(index);
+  const spot = width ? locate(index) : null;
   if (!spot) return;
   if (close && view.zoom < 0.6) {
     zoomAt(0.8 / view.zoom, spot.x, spot.y);
@@ -328,7 +327,7 @@ function cross(x, y, half) {
 
 /** A folded subtree: how many nodes are behind this one. */
 function more(node, x, y, half) {
-  if (view.zoom < 0.3) return;
+  if (view.zoom < (isLarge(node) ? 0.5 : 1)) return;
   const text = `+${node.below}`;
   pen.font = `600 11px ${theme.font}`;
   const long = pen.measureText(text).width + 12;

@@ -70,7 +70,7 @@ export function stroke(op, dark) {
   return { dash: found.dash, colour: dark ? found.dark : found.light };
 }
 
-/** The legend: the scale with its scores, the operations of the tree, and the marks. */
+/** The scale with its scores. */
 export function legend({ tree, verifier, colouring, dark }) {
   const scores = tree.scale(verifier);
   const bar = el("canvas", { width: STEPS, height: 1, class: "legend-bar", role: "img", "aria-label": "Colours from the lowest to the highest score" });
@@ -84,10 +84,16 @@ export function legend({ tree, verifier, colouring, dark }) {
     if (colouring === "value") return el("span", {}, number(scores[0] + share * (scores[scores.length - 1] - scores[0]), 3));
     return el("span", {}, number(scores[Math.round(share * (scores.length - 1))], 3));
   });
+  return [el("div", { class: "legend-ticks" }, ticks), bar];
+}
+
+/** What edges and marks mean. */
+export function marks({ tree, dark }) {
   const edges = tree.operations.filter((op) => op !== "draw" && op !== "noise").map((op) => {
     const { dash, colour } = stroke(op, dark);
-    const line = svg("line", { x1: 1, y1: 5, x2: 31, y2: 5, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash.length ? dash.join(" ") : null });
-    return el("li", {}, svg("svg", { viewBox: "0 0 32 10", width: 32, height: 10, "aria-hidden": "true" }, line), operation(op));
+    const line = svg("line", { x1: 1, y1: 5, x2: 27, y2: 5, stroke: colour, "stroke-width": 2, "stroke-dasharray": dash.length ? dash.join(" ") : null });
+    return el("li", {}, svg("svg", { viewBox: "0 0 28 10", width: 28, height: 10, "aria-hidden": "true" }, line), operation(op));
   });
-  return [bar, el("div", { class: "legend-ticks" }, ticks), edges.length ? el("ul", { class: "legend-edges" }, edges) : null];
+  const star = svg("svg", { viewBox: "0 0 20 20", width: 14, height: 14, "aria-hidden": "true", class: "legend-star" }, svg("path", { d: "M10 1l2.6 6 6.4.6-4.9 4.3 1.5 6.3L10 14.8l-5.6 3.4 1.5-6.3L1 7.6 7.4 7z" }));
+  return [...edges, el("li", {}, star, "best")];
 }

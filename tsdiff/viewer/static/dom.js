@@ -41,7 +41,7 @@ const PATHS = {
   turn: "M8 2a6 6 0 1 1-5.6 3.9l1.4.5A4.5 4.5 0 1 0 8 3.5V6L4.5 3 8 0z",
   fold: "M2 3h12v1.5H2zM5 7.25h6v1.5H5zM7 11.5h2V13H7z",
   close: "M4 3l4 4 4-4 1 1-4 4 4 4-1 1-4-4-4 4-1-1 4-4-4-4z",
-  theme: "M8 2a6 6 0 1 0 0 12zM8 2a6 6 0 0 1 0 12V2z",
+  theme: "M8 2a6 6 0 1 0 0 12a6 6 0 0 0 0-12zM8 3.5a4.5 4.5 0 0 1 0 9z",
 };
 
 /** A small drawing for a button; the button carries the name. */

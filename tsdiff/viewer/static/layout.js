@@ -2,13 +2,19 @@
 
 import { hierarchy, tree } from "./vendor/d3-hierarchy.js";
 
-export const STEP = 60; // between siblings
-export const ROW = 88; // between generations
+export const STEP = 58; // between siblings
+export const ROW = 78; // between generations
+
+/** Whether a node is drawn large: one with a picture or a score. */
+export function isLarge(node) {
+  return (node.th !== null && node.th !== undefined) || (node.score !== null && node.score !== undefined);
+}
 
 /** Places for a tree: `breadth` and `depth` by node index (NaN where folded away), the `shown` nodes and the `folded` ones. */
 export function place(model, folded) {
   const top = hierarchy({ children: model.roots }, (node) => (folded.has(node.i) ? null : node.children));
-  tree().nodeSize([1, 1]).separation((one, two) => (one.parent === two.parent ? 1 : 1.25))(top);
+  const width = ({ data }) => (isLarge(data) ? 1 : 0.5);
+  tree().nodeSize([1, 1]).separation((one, two) => ((width(one) + width(two)) / 2) * (one.parent === two.parent ? 1 : 1.25))(top);
   const breadth = new Float64Array(model.nodes.length).fill(NaN);
   const depth = new Float64Array(model.nodes.length).fill(NaN);
   const shown = [];

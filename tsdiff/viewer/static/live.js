@@ -7,6 +7,7 @@ const FAST = 1000;
 const SLOW = 10000;
 let timer = 0;
 let busy = false;
+let again = false;
 let failures = 0;
 
 /** Open a run: its facts and its tree. */
@@ -36,14 +37,14 @@ function schedule() {
   if (state.source.live) timer = setTimeout(look, pause());
 }
 
-/** Look at once. */
+/** Look at once; if it is being looked already, once more after that. */
 export function lookNow() {
   clearTimeout(timer);
-  look();
+  if (busy) again = true;
+  else look();
 }
 
 async function look() {
-  if (busy) return;
   busy = true;
   try {
     await Promise.all([lookAtRun(), lookAround()]);
@@ -55,7 +56,10 @@ async function look() {
     change({ trouble: what });
   } finally {
     busy = false;
-    schedule();
+    if (again) {
+      again = false;
+      look();
+    } else schedule();
   }
 }
 

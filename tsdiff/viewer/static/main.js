@@ -1,7 +1,7 @@
 /** The page: opens its source and its first run, and joins the views. */
 
 import { openSource } from "./api.js";
-import { legend } from "./colour.js";
+import { legend, marks } from "./colour.js";
 import { fit, locate, zoomAt } from "./canvas.js";
 import { number, operation, plural, statusWord } from "./format.js";
 import { follow, named } from "./hash.js";
@@ -77,7 +77,9 @@ watch(["version", "verifier", "colouring", "dark", "tree"], () => {
   if ([...menu.options].map((option) => option.value).join("\n") !== names.join("\n")) menu.replaceChildren(...names.map((name) => el("option", { value: name }, name)));
   menu.value = state.verifier;
   byId("legend").hidden = !state.tree.size;
-  if (state.tree.size) byId("legend-scale").replaceChildren(...legend(state).filter(Boolean));
+  if (!state.tree.size) return;
+  byId("legend-scale").replaceChildren(...legend(state));
+  byId("legend-marks").replaceChildren(...marks(state));
 });
 
 watch(["fold"], () => foldButton.setAttribute("aria-pressed", String(state.fold)));

@@ -1,14 +1,16 @@
-/** The order of creation: a slider over it, and a button that plays it. Behind it, how the best score rose. */
+/** The order of creation: a slider over it, and a button that plays it. Behind it, the scores as they came. */
 
+import { ramp, steps } from "./colour.js";
 import { count, number, plural } from "./format.js";
 import { change, state, watch } from "./state.js";
 import { byId, el, icon } from "./dom.js";
 
+const HIGH = 36;
 const LASTS = 9000; // milliseconds of a whole replay
 const place = byId("scrubber");
 const play = el("button", { type: "button", class: "icon-button", onclick: toggle });
 const slider = el("input", { type: "range", min: 1, step: 1, id: "time", "aria-label": "Nodes shown, in order of creation" });
-const rise = el("canvas", { class: "rise", height: 28, "aria-hidden": "true" });
+const rise = el("canvas", { class: "rise", height: HIGH, "aria-hidden": "true" });
 const told = el("output", { for: "time", class: "figure" });
 place.append(play, el("div", { class: "track" }, rise, slider), told);
 
@@ -67,40 +69,31 @@ function render() {
   slider.setAttribute("aria-valuetext", parts.join(", "));
 }
 
-/** The best score so far, by order of creation. */
+/** Every score, by the order in which its node was made; what is still to come is faint. */
 function draw() {
   const nodes = state.tree?.nodes ?? [];
   const wide = rise.clientWidth;
   if (!nodes.length || !wide) return;
   const scale = devicePixelRatio || 1;
   rise.width = wide * scale;
-  rise.height = 28 * scale;
+  rise.height = HIGH * scale;
   const pen = rise.getContext("2d");
   pen.scale(scale, scale);
-  const scored = [...state.tree.scored].sort((one, two) => one.i - two.i);
-  if (scored.length < 2) return;
-  const style = getComputedStyle(document.documentElement);
-  const high = scored.reduce((most, node) => Math.max(most, node.score), -Infinity);
-  const low = scored[0].score;
-  const y = (score) => 25 - (high > low ? (score - low) / (high - low) : 1) * 20;
-  const x = (index) => 8 + (index / Math.max(1, nodes.length - 1)) * (wide - 16); // the slider's thumb keeps to this too
-  pen.beginPath();
-  pen.moveTo(x(scored[0].i), 28);
-  let best = -Infinity;
-  for (const node of scored) {
-    if (node.score <= best) continue;
-    if (best > -Infinity) pen.lineTo(x(node.i), y(best));
-    best = node.score;
-    pen.lineTo(x(node.i), y(best));
+  const levels = steps(state.tree, state.verifier, "rank");
+  const colours = ramp(state.dark);
+  const many = Math.max(1, nodes.length - 1);
+  const dot = nodes.length > 3000 ? 1.6 : nodes.length > 300 ? 2.4 : 3.4;
+  const time = state.time ?? nodes.length;
+  for (let index = 0; index < nodes.length; index += 1) {
+    const level = levels[index];
+    if (level < 0) continue;
+    pen.globalAlpha = index < time ? 1 : 0.22;
+    pen.fillStyle = colours[level];
+    const x = 6 + (index / many) * (wide - 12); // the slider's thumb keeps to this too
+    pen.fillRect(x - dot / 2, HIGH - 5 - (level / colours.length) * (HIGH - 10) - dot / 2, dot, dot);
   }
-  pen.lineTo(x(nodes.length - 1), y(best));
-  pen.lineTo(x(nodes.length - 1), 28);
-  pen.closePath();
-  pen.globalAlpha = 0.22;
-  pen.fillStyle = style.getPropertyValue("--accent").trim();
-  pen.fill();
 }
 
 watch(["time", "version", "playing", "runId", "tree"], render);
-watch(["version", "tree", "dark", "view"], draw);
+watch(["version", "tree", "dark", "view", "verifier", "time"], draw);
 new ResizeObserver(draw).observe(rise);
