@@ -74,7 +74,7 @@ def format_of(out: str) -> str:
     fits = [suffix for suffix in FORMATS if name.endswith(suffix) and Path(out).name.lower() != suffix]
     if fits:
         return max(fits, key=len)
-    if out and not Path(out).suffix:
+    if out and not Path(out).suffix and Path(out).name.lower() not in FORMATS:
         return FOLDER
     known = ", ".join(suffix for suffix in FORMATS if suffix != FOLDER)
     raise UsageError(f"{out!r} ends in {Path(out).suffix or 'no suffix'}, which says no format; known are {known}, and {FOLDER} for a folder")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tsdiff.cli.output import say
 from tsdiff.treesearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,12 +19,16 @@ def read_runs(paths: Sequence[Path]) -> list[SavedRun]:
     Raises:
       UsageError: if a folder is not there, or none of them holds a run that can be read.
     """
-    from tsdiff.treesearch.saved import load_runs
+    from tsdiff.treesearch.saved import load_run, run_folders
 
     runs: dict[Path, SavedRun] = {}
-    for path in paths:
-        for run in load_runs(path):
-            runs.setdefault(run.path.resolve(), run)
+    for folder in dict.fromkeys(found for path in paths for found in run_folders(path)):
+        if folder.resolve() in runs:
+            continue
+        try:
+            runs[folder.resolve()] = load_run(folder)
+        except UsageError as error:
+            say("warning", f"left out: {error}")
     if not runs:
         named = ", ".join(repr(str(path)) for path in paths)
         raise UsageError(f"there is no run to show in {named}; `tsdiff list runs` shows those there are")

@@ -41,13 +41,22 @@ def write_animation(run: SavedRun, path: Path) -> list[str]:
     images, notices = frames(run)
     durations = [HELD] * (len(images) - 1) + [LAST]
     buffer = io.BytesIO()
-    first, rest = images[0], images[1:]
     if path.suffix.lower() == ".gif":
+        first, *rest = map(_in_few_colours, images)
         first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=False, disposal=1)
     else:
+        first, *rest = images
         first.save(buffer, format="WEBP", save_all=True, append_images=rest, duration=durations, loop=0, quality=88, method=4, minimize_size=False)
     write_file(path, [buffer.getvalue()])
     return notices
+
+
+def _in_few_colours(image: Image) -> Image:
+    """An image in the 255 colours of a GIF, chosen so that rare ones are not lost."""
+    from PIL.Image import Dither, Quantize
+
+    palette = image.quantize(255, method=Quantize.MAXCOVERAGE, dither=Dither.NONE)
+    return image.quantize(palette=palette, dither=Dither.FLOYDSTEINBERG)
 
 
 def frames(run: SavedRun, *, most: int = MOST_FRAMES) -> tuple[list[Image], list[str]]:

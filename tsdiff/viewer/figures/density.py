@@ -66,8 +66,9 @@ class Mixture:
             weights, means, stds = (np.asarray(told[name], dtype=np.float64) for name in ("weights", "means", "stds"))  # type: ignore[index]
         except (TypeError, KeyError, ValueError):
             return None
-        whole = len(weights) >= 1 and means.shape == (len(weights), 2) and stds.shape == weights.shape == (len(weights),)
-        if not whole or not all(np.isfinite(one).all() for one in (weights, means, stds)) or (stds <= 0).any() or (weights < 0).any():
+        if weights.ndim != 1 or not len(weights) or means.shape != (len(weights), 2) or stds.shape != weights.shape:
+            return None
+        if not all(np.isfinite(one).all() for one in (weights, means, stds)) or (stds <= 0).any() or (weights < 0).any():
             return None
         return Mixture(weights, means, stds)
 

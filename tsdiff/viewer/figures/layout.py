@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from tsdiff.treesearch.savedtree import SavedNode
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ASIDE = 0.36
 COUSINS = 1.7
 """Distance of leaves of different parents, where that of siblings is 1."""
 
@@ -59,6 +60,18 @@ def place(nodes: Sequence[SavedNode]) -> Layout:
         if below := children[node.index]:
             across[node.index] = (across[below[0]] + across[below[-1]]) / 2.0
     return Layout(list(nodes), across, 0.0 if last is None else across[last])
+
+
+def stepped_aside(layout: Layout) -> Layout:
+    """The same, where nodes that go back to a noisier level, with all that comes of them, stand a little aside.
+
+    The way forth again would else cover the way there. Those that have gone back twice stand as before.
+    """
+    turned: dict[int, bool] = {}
+    for node in layout.nodes:  # parents come first
+        back = node.parent is not None and node.level < node.parent.level
+        turned[node.index] = back != (node.parent is not None and turned[node.parent.index])
+    return replace(layout, across={index: x + ASIDE * turned[index] for index, x in layout.across.items()})
 
 
 def most_telling(run: SavedRun, most: int) -> list[SavedNode]:

@@ -91,8 +91,8 @@ def levels_figure(curves: Sequence[Curve], dots: Sequence[Dots], verifier: str, 
     """The plot. Call within `drawing`."""
     labels = [caption(curve.label, [curve]) for curve in curves]
     room = legend_room(labels)
-    figure = new_figure(COLUMN, 2.4 + room)
-    axes = plot_axes(figure, "share of the way to clean" if shares else "level (0 is pure noise)", f"score ({plain(verifier, 30)})", top=0.08 + room, whole=not shares)
+    figure = new_figure(COLUMN, 2.5 + room)
+    axes = plot_axes(figure, "share of the way to clean" if shares else "level (0 is pure noise)", f"score ({plain(verifier, 30)})", top=0.08 + room, whole=not shares, bottom=0.5)
     handles = []
     widths = sorted({level for group in dots for level, _ in group})
     gap = min((after - before for before, after in pairwise(widths)), default=1.0)

@@ -130,8 +130,8 @@ def progress_figure(curves: Sequence[Curve], axis: str, verifier: str) -> Figure
     families = list(dict.fromkeys(curve.family for curve in curves))
     labels = [caption(family, [curve for curve in curves if curve.family == family]) for family in families]
     room = legend_room(labels)
-    figure = new_figure(COLUMN, 2.4 + room)
-    axes = plot_axes(figure, AXES[axis], f"best score so far ({plain(verifier, 30)})", top=0.08 + room)
+    figure = new_figure(COLUMN, 2.5 + room)
+    axes = plot_axes(figure, AXES[axis], f"best score so far ({plain(verifier, 30)})", top=0.08 + room, bottom=0.5)
     handles = []
     for place, family in enumerate(families):
         colour, dash, marker = SERIES[place], DASHES[place], MARKERS[place]

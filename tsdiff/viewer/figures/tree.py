@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.savedtree import SavedNode
 from tsdiff.viewer.figures.images import Pictures, answer_path, score_of, thumbnail
-from tsdiff.viewer.figures.layout import Layout, most_telling, place
+from tsdiff.viewer.figures.layout import Layout, most_telling, place, stepped_aside
 from tsdiff.viewer.figures.lettering import plain, points
 from tsdiff.viewer.figures.paper import (
     COLUMN,
@@ -80,7 +80,7 @@ def write_tree(run: SavedRun, path: Path) -> list[str]:
 def tree_figure(run: SavedRun, *, most: int = MOST_NODES) -> tuple[Figure, list[str]]:
     """The figure, and a line for each thing that it leaves out. Call within `drawing`."""
     shown = most_telling(run, most)
-    layout = place(shown)
+    layout = stepped_aside(place(shown))
     pictures = Pictures(run)
     scores = [score for node in shown if (score := score_of(run, node)) is not None]
     strip = THUMBNAIL + 5.0 if any(finished(run.tree, node) for node in pictures.nodes()) else 0.0
