@@ -96,12 +96,14 @@ def made_up(count: int) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
 def landscape(look: np.ndarray, level: int) -> np.ndarray:
     """A sun over hills, as blurred as a clean estimate at a level is."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / (SIDE - 1)
-    sky = np.stack([0.25 + 0.6 * look[0] * y, 0.2 + 0.45 * look[1] * y + 0.1, 0.45 + 0.4 * look[2] * (1 - y)], axis=-1)
+    warm = np.array([0.95, 0.55 + 0.3 * look[1], 0.35 + 0.35 * look[2]])
+    cool = np.array([0.15 + 0.4 * look[0], 0.35 + 0.3 * look[1], 0.75])
+    sky = cool + (y[..., None] * 1.3).clip(0, 1) * (warm - cool)
     sun = np.exp(-(((x - look[3]) ** 2 + (y - 0.18 - 0.3 * look[4]) ** 2) / (0.004 + 0.012 * look[5])))
-    image = sky + sun[..., None] * (np.array([1.0, 0.85, 0.5]) - sky)
+    image = sky + sun[..., None] * (np.array([1.0, 0.95, 0.75]) - sky)
     for depth in range(3):
         ridge = 0.5 + 0.15 * depth + 0.09 * np.sin(2 * np.pi * (x * (1 + depth + look[6]) + look[depth])) * (1 - 0.2 * depth)
-        hill = np.array([0.1 + 0.25 * look[depth], 0.2 + 0.2 * look[6], 0.25 + 0.15 * look[4]]) * (1 - 0.24 * depth)
+        hill = np.array([0.25 + 0.4 * look[depth], 0.3 + 0.3 * look[6], 0.4 + 0.3 * look[4]]) * (1 - 0.25 * depth)
         image = np.where((y > ridge)[..., None], hill, image)
     pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
     coarse = max(5, int(SIDE * (0.08 + 0.92 * (level / STEPS) ** 1.6)))

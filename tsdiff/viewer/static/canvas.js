@@ -19,7 +19,7 @@ export const view = { zoom: 1, left: 0, top: 0, free: false };
 let places = null;
 let levels = null;
 let theme = null;
-let wanted = 0;
+let frame = 0;
 let painted = false;
 let [width, height] = [0, 0];
 
@@ -85,16 +85,23 @@ export function fit() {
   draw();
 }
 
+/** Zoom by a factor around the chosen node if it is in view, else around the middle. */
+export function zoom(factor) {
+  const spot = state.node === null ? null : locate(state.node);
+  if (spot && spot.x >= 0 && spot.x <= width && spot.y >= 0 && spot.y <= height) zoomAt(factor, spot.x, spot.y);
+  else zoomAt(factor, width / 2, height / 2);
+}
+
 /** Zoom by a factor around a point of the canvas. */
-export function zoomAt(factor, x = width / 2, y = height / 2) {
+export function zoomAt(factor, x, y) {
   if (!places) return;
   const [breadth, depth] = state.across ? [y, x] : [x, y];
   const before = steepness(view.zoom);
   const smallest = Math.min(0.5, span()[0] / Math.max(places.high - places.low, 1) / 2);
-  const zoom = Math.min(LARGEST, Math.max(smallest, view.zoom * factor));
-  view.left = breadth - ((breadth - view.left) * zoom) / view.zoom;
-  view.zoom = zoom;
-  view.top = depth - ((depth - view.top) * steepness(zoom)) / before;
+  const wanted = Math.min(LARGEST, Math.max(smallest, view.zoom * factor));
+  view.left = breadth - ((breadth - view.left) * wanted) / view.zoom;
+  view.zoom = wanted;
+  view.top = depth - ((depth - view.top) * steepness(wanted)) / before;
   view.free = true;
   draw();
 }
@@ -123,11 +130,11 @@ export function reveal(index, close = false) {
 
 /** Draw at the next frame. */
 export function draw() {
-  if (!wanted) wanted = requestAnimationFrame(paint);
+  if (!frame) frame = requestAnimationFrame(paint);
 }
 
 function paint() {
-  wanted = 0;
+  frame = 0;
   if (!places || !state.tree || !theme || state.view !== "tree") return;
   const scale = devicePixelRatio || 1;
   pen.setTransform(scale, 0, 0, scale, 0, 0);
@@ -135,10 +142,10 @@ function paint() {
   pen.fillRect(0, 0, width, height);
   const steep = steepness(view.zoom);
   const spots = visible(steep);
-  edges(spots, steep);
+  edges(steep);
   trail(state.tree.path(state.tree.bestAt(state.time)?.i), theme.best, 2);
   trail(state.tree.path(state.node), theme.accent, 2.5);
-  if (NODE * view.zoom < 9) ticks(spots);
+  if (NODE * view.zoom < 9) ticks(spots, steep);
   else nodes(spots);
   marks();
   if (!painted) {
@@ -147,7 +154,7 @@ function paint() {
   }
 }
 
-/** Nodes in view and a little beyond, with their places on the screen: flat, as [x, y] at 2 i. */
+/** Nodes in view and a little beyond, row by row. */
 function visible(steep) {
   const found = [];
   const [broad, long] = span();
@@ -171,32 +178,32 @@ function visible(steep) {
   return found;
 }
 
-function edges(spots, steep) {
+function edges(steep) {
   const byKind = new Map();
-  const seen = new Set();
-  const drawn = new Set();
+  const { breadth, depth, rows } = places;
   const [broad, long] = span();
-  const add = (node) => {
-    if (node.p === null || drawn.has(node.i) || hidden(node)) return;
-    drawn.add(node.i);
-    const [one, two] = [places.breadth[node.p] * view.zoom + view.left, places.breadth[node.i] * view.zoom + view.left];
-    const [start, end] = [places.depth[node.p] * steep + view.top, places.depth[node.i] * steep + view.top];
-    if (Number.isNaN(one) || Number.isNaN(two) || Math.max(one, two) < 0 || Math.min(one, two) > broad || end < 0 || start > long) return;
-    if (view.zoom < 0.15) {
-      // From far away many edges are one line.
-      const key = Math.round(one / 2) * 65536 + Math.round(two) + Math.round(start) * 4294967296;
-      if (seen.has(key)) return;
-      seen.add(key);
-    }
-    let list = byKind.get(node.op);
-    if (!list) byKind.set(node.op, (list = []));
-    list.push(one, start, two, end);
-  };
-  for (const node of spots) {
-    add(node);
-    if (!places.folded.has(node.i)) for (const child of node.children) add(child);
-  }
   const far = view.zoom < 0.15;
+  for (let at = 1; at < rows.length; at += 1) {
+    const row = rows[at];
+    const end = depth[row[0].i] * steep + view.top;
+    const start = depth[rows[at - 1][0].i] * steep + view.top;
+    if (end < 0 || start > long) continue;
+    let [lastOne, lastTwo] = [NaN, NaN];
+    for (const node of row) {
+      if (hidden(node)) continue;
+      const one = breadth[node.p] * view.zoom + view.left;
+      const two = breadth[node.i] * view.zoom + view.left;
+      if ((one < 0 && two < 0) || (one > broad && two > broad)) continue;
+      if (far) {
+        // Siblings stand in order: edges that are one line from far away come one after the other.
+        if (Math.abs(one - lastOne) < 1.5 && Math.abs(two - lastTwo) < 1) continue;
+        [lastOne, lastTwo] = [one, two];
+      }
+      let list = byKind.get(node.op);
+      if (!list) byKind.set(node.op, (list = []));
+      list.push(one, start, two, end);
+    }
+  }
   for (const [op, list] of byKind) {
     const { dash, colour } = stroke(op, state.dark);
     pen.strokeStyle = colour;
@@ -239,22 +246,27 @@ function trail(path, colour, thick) {
   pen.stroke();
 }
 
-/** From far away: a tick for each node, one for each pixel, the best in front. */
-function ticks(spots) {
-  const best = new Map();
-  for (const node of spots) {
-    const [x, y] = onScreen(node.i);
-    const level = state.found && !state.found.has(node.i) ? -2 : levels[node.i];
-    const key = Math.round(x) + Math.round(y) * 65536;
-    const known = best.get(key);
-    if (known === undefined || level > known) best.set(key, level);
-  }
+/** From far away: a tick for each node, one for each pixel, the best in front. Nodes come row by row, in order. */
+function ticks(spots, steep) {
   const lists = new Map();
-  for (const [key, level] of best) {
-    let list = lists.get(level);
-    if (!list) lists.set(level, (list = []));
-    list.push(key % 65536, Math.floor(key / 65536));
+  let [lastAlong, lastDown, best] = [NaN, NaN, -3];
+  const flush = () => {
+    if (best === -3) return;
+    let list = lists.get(best);
+    if (!list) lists.set(best, (list = []));
+    if (state.across) list.push(lastDown, lastAlong);
+    else list.push(lastAlong, lastDown);
+  };
+  for (const node of spots) {
+    const along = Math.round(places.breadth[node.i] * view.zoom + view.left);
+    const down = Math.round(places.depth[node.i] * steep + view.top);
+    const level = state.found && !state.found.has(node.i) ? -2 : levels[node.i];
+    if (along !== lastAlong || down !== lastDown) {
+      flush();
+      [lastAlong, lastDown, best] = [along, down, level];
+    } else if (level > best) best = level;
   }
+  flush();
   const thin = Math.max(1.6, NODE * view.zoom);
   const long = Math.max(7, thin * 1.2);
   const [wide, high] = state.across ? [long, thin] : [thin, long];

@@ -61,6 +61,7 @@ function layer(node, where) {
   const colour = scoreColour(node);
   const show = (address) => {
     const image = el("img", { src: address, alt: `Node ${node.i}`, draggable: "false" });
+    image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth < 160));
     holder.replaceChildren(image);
   };
   if (node.th !== null && node.th !== undefined && state.source.image(state.runId, node.i)) show(state.source.image(state.runId, node.i));

@@ -1,6 +1,6 @@
 /** The keyboard, and the page that explains it. */
 
-import { currentPlaces, fit, reveal, zoomAt } from "./canvas.js";
+import { currentPlaces, fit, reveal, zoom } from "./canvas.js";
 import { compareWith } from "./panel.js";
 import { neighbour } from "./layout.js";
 import { toggle } from "./scrub.js";
@@ -51,9 +51,9 @@ function act(key) {
     " ": toggle,
     c: () => compareWith(state.node ?? state.tree?.leaders()[1]?.i ?? null),
     f: fit,
-    "+": () => zoomAt(1.4),
-    "=": () => zoomAt(1.4),
-    "-": () => zoomAt(1 / 1.4),
+    "+": () => zoom(1.4),
+    "=": () => zoom(1.4),
+    "-": () => zoom(1 / 1.4),
     o: () => change({ across: !state.across }),
     w: () => change({ fold: !state.fold, opened: new Set(), closed: new Set() }),
     t: () => byId("theme").click(),
@@ -84,7 +84,7 @@ document.addEventListener("keydown", (event) => {
 export function showHelp() {
   help.replaceChildren(
     el("div", { class: "section-head" }, el("h2", { id: "help-title" }, "Keys"), iconButton("close", "Close", () => help.close())),
-    el("dl", { class: "keys" }, EXPLAINED.flatMap(([key, what]) => [el("dt", {}, key.split(/(?<=^\S+) (?=\S+$)/).length === 2 && key.length < 5 ? key.split(" ").map((one) => el("kbd", {}, one)) : el("kbd", {}, key)), el("dd", {}, what)])),
+    el("dl", { class: "keys" }, EXPLAINED.flatMap(([key, what]) => [el("dt", {}, key.split(key.includes(" to ") ? "\n" : " ").map((one) => el("kbd", {}, one))), el("dd", {}, what)])),
     el("p", { class: "quiet" }, "Drag moves the tree, the wheel or two fingers zoom, a double press folds a subtree. The address names the run, the node and the view: it can be kept or shared."));
   help.showModal();
 }

@@ -2,7 +2,7 @@
 
 import { openSource } from "./api.js";
 import { legend, marks } from "./colour.js";
-import { fit, locate, zoomAt } from "./canvas.js";
+import { fit, locate, zoom } from "./canvas.js";
 import { number, operation, plural, statusWord } from "./format.js";
 import { follow, named } from "./hash.js";
 import { showHelp } from "./keys.js";
@@ -60,8 +60,8 @@ byId("tools").append(
 const foldButton = iconButton("fold", "Fold weak subtrees", () => change({ fold: !state.fold, opened: new Set(), closed: new Set() }), { id: "fold" });
 const turnButton = iconButton("turn", "Let the tree grow down, or to the right", () => change({ across: !state.across }), { id: "turn" });
 byId("zoom").append(
-  iconButton("plus", "Zoom in", () => zoomAt(1.4)),
-  iconButton("minus", "Zoom out", () => zoomAt(1 / 1.4)),
+  iconButton("plus", "Zoom in", () => zoom(1.4), { class: "icon-button zoom-button" }),
+  iconButton("minus", "Zoom out", () => zoom(1 / 1.4), { class: "icon-button zoom-button" }),
   iconButton("fit", "Fit the tree into the window", fit, { id: "fit" }),
   foldButton,
   turnButton,
