@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,7 @@ def answering(
                         person.answered.append(question)
         except BaseException as error:
             person.wrong.append(error)
+            _thread.interrupt_main()  # nobody will answer any more
 
     thread = threading.Thread(target=live)
     thread.start()
@@ -107,7 +109,8 @@ def answering(
     finally:
         over.set()
         thread.join(PATIENCE)
-    assert not person.wrong, person.wrong
+        if person.wrong:
+            raise person.wrong[0]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tsdiff.cli.app import State, cli
+from tsdiff.cli.app import App, State
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.output import number, say
 from tsdiff.cli.progress import progress
@@ -55,6 +55,14 @@ def do_what_waits(folder: Path, *, quiet: bool, state: State | None = None) -> N
         carry_out_waiting(folder, callback=callback, stop=stop, listener=Silent() if quiet else _Narrator(state))
 
 
+class _Alone(App):
+    """A group whose only command is the one below: for programs, not for people."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """That command, for all arguments."""
+        return "errands", command, args
+
+
 @click.command("errands")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.pass_context
@@ -64,5 +72,4 @@ def command(ctx: click.Context, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.add_command(command)
-    cli.main(["errands", *sys.argv[1:]])
+    _Alone("tsdiff").main(sys.argv[1:])

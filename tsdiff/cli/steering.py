@@ -200,7 +200,7 @@ class _Worker:
         lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
         said.close()
         if process.returncode:
-            self._tell_failed(lines[-1] if lines and process.returncode > 0 else f"its process ended with status {process.returncode}")
+            self._tell_failed(lines[-1].removeprefix("error: ") if lines and process.returncode > 0 else f"its process ended with status {process.returncode}")
 
     def _tell_failed(self, why: str) -> None:
         for command, run in list(self._wanted.items()):
