@@ -150,6 +150,7 @@ def test_play_goes_to_the_end(tab):
     tab.page.keyboard.press(" ")
     stopped = tab.state("time")
     assert stopped < COUNT
+    tab.page.locator("#time").fill("75")
     tab.page.get_by_label("Play the search in order of creation").click()
     tab.until("!tsdiffPage.state.playing && tsdiffPage.state.time === null")
 
