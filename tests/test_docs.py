@@ -100,7 +100,7 @@ def commands() -> Iterator[str]:
 
 @pytest.mark.parametrize("line", sorted(set(commands())))
 def test_shell_commands_parse(line: str) -> None:
-    program, *arguments = shlex.split(line)
+    program, *arguments = shlex.split(line, comments=True)
     if program == "tsdiff":
         from tsdiff.cli.app import State, cli
 

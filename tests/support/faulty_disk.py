@@ -98,7 +98,8 @@ class FaultyDisk:
     def remove(self, path):
         self._change("remove", lambda: None)
         self._look(path.parent)
-        self._gone[self._names[path.parent].pop(path.name)] = path.read_bytes()
+        if path.name in self._names[path.parent]:  # not a file that somebody else has made since
+            self._gone[self._names[path.parent].pop(path.name)] = path.read_bytes()
         self._disk.remove(path)
 
     def make_folder(self, path):

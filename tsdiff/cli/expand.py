@@ -9,10 +9,12 @@ import click
 
 from tsdiff.cli import values
 from tsdiff.cli.app import FAILED, INCOMPLETE
+from tsdiff.cli.errands import do_what_waits
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.options import Sectioned, SectionedOption, debug_option, json_option, split_policy_options
 from tsdiff.cli.output import number, one_line, plural, print_facts, print_json, say
 from tsdiff.cli.progress import progress
+from tsdiff.cli.search import say_where_to_answer
 from tsdiff.treesearch.errors import SearchFailed
 
 if TYPE_CHECKING:
@@ -56,7 +58,9 @@ def command(ctx: click.Context, /, run: Path, node: str, as_json: bool, quiet: b
 
     options = split_policy_options(how.pop("policy_options"))
     asked = Asked(int(node) if node.isdecimal() else node, policy_options=options, **{**how, "verifiers": list(how["verifiers"])})
-    return grow(ctx, run, asked, quiet=quiet, as_json=as_json, seconds=seconds, max_batch=max_batch, memory_limit=memory_limit)
+    exit_status = grow(ctx, run, asked, quiet=quiet, as_json=as_json, seconds=seconds, max_batch=max_batch, memory_limit=memory_limit)
+    do_what_waits(run, quiet=quiet, state=ctx.obj)
+    return exit_status
 
 
 def grow(ctx: click.Context, folder: Path, asked: Asked | None, *, quiet: bool, as_json: bool, **given: Any) -> int:
@@ -69,6 +73,7 @@ def grow(ctx: click.Context, folder: Path, asked: Asked | None, *, quiet: bool, 
             say("", f"{'continuing the expansion of' if expansion.begun else 'expanding'} {folder} {announcement(expansion)}")
             for line in expansion.notices:
                 say("warning", line)
+            say_where_to_answer(expansion.plan, folder)
         ctx.obj.kept = str(folder)
         with progress(quiet=quiet, loading=f"loading {expansion.plan.model.name}") as callback, first_finishes_the_batch() as stop:
             try:

@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from tsdiff.cli import values
+from tsdiff.cli.errands import do_what_waits
 from tsdiff.cli.expand import grow
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.options import Sectioned, debug_option, json_option
 from tsdiff.cli.output import say
 from tsdiff.cli.progress import progress
-from tsdiff.cli.search import announcement, report
+from tsdiff.cli.search import announcement, report, say_where_to_answer
 
 
 @click.command("resume", cls=Sectioned)
@@ -45,10 +46,11 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **chan
 
     changed = {name: value for name, value in changed.items() if value is not None}
     if unfinished_expansion(run):
-        return grow(ctx, run, None, quiet=quiet, as_json=as_json, **changed)
+        return _then_what_waits(ctx, run, grow(ctx, run, None, quiet=quiet, as_json=as_json, **changed), quiet)
     with planned(run, **changed) as (plan, folder):
         if not quiet:
             say("", f"continuing {folder}: {announcement(plan)}")
+            say_where_to_answer(plan, folder)
             for line in plan.notices:
                 say("warning", line)
         ctx.obj.kept = str(folder)
@@ -60,7 +62,12 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **chan
     done = [result for result in results if not unfinished_expansion(result.path)]
     begun = [result.path for result in results if unfinished_expansion(result.path)]
     if not begun:
-        return report(results, as_json=as_json, quiet=quiet)
+        return _then_what_waits(ctx, run, report(results, as_json=as_json, quiet=quiet), quiet)
     statuses = [report(dataclasses.replace(results, results=done), as_json=as_json, quiet=quiet)] if done or results.failures else []
     statuses += [grow(ctx, path, None, quiet=quiet, as_json=as_json, **changed) for path in begun]
-    return max(statuses)
+    return _then_what_waits(ctx, run, max(statuses), quiet)
+
+
+def _then_what_waits(ctx: click.Context, folder: Path, exit_status: int, quiet: bool) -> int:
+    do_what_waits(folder, quiet=quiet, state=ctx.obj)
+    return exit_status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsdiff.cli.app import FAILED, INCOMPLETE
+from tsdiff.cli.errands import do_what_waits
 from tsdiff.cli.folders import try_writing
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.options import Sectioned, SectionedOption, make_plan, search_options
@@ -51,6 +53,8 @@ def command(ctx: click.Context, /, **params: Any) -> int:
 
     def begun(folder: Path) -> None:
         ctx.obj.kept = str(folder)
+        if not params["quiet"]:
+            say_where_to_answer(plan, folder)
 
     into = None if fresh else unfinished(plan)
     with ExitStack() as stack:
@@ -67,7 +71,16 @@ def command(ctx: click.Context, /, **params: Any) -> int:
     if ctx.obj.debug:
         for failure in results.failures:
             traceback.print_exception(failure.error)
-    return report(results, as_json=params["as_json"], quiet=params["quiet"])
+    exit_status = report(results, as_json=params["as_json"], quiet=params["quiet"])
+    if results.path is not None:
+        do_what_waits(results.path, quiet=params["quiet"], state=ctx.obj)
+    return exit_status
+
+
+def say_where_to_answer(plan: Plan, folder: Path) -> None:
+    """Where a verifier asks a person in the page, one line."""
+    if any("pages" in judge.needs for judge in plan.verifiers):
+        say("", f"questions wait for their answers in the page: tsdiff view {shlex.quote(str(folder))}")
 
 
 def announcement(plan: Plan) -> str:

@@ -19,7 +19,8 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.history import Origin
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.plan import Plan
-from tsdiff.treesearch.protocols import Allocator
+from tsdiff.treesearch.protocols import Allocator, TellingOutline
+from tsdiff.treesearch.questions import forget_questions
 from tsdiff.treesearch.rebuild import rebuild
 from tsdiff.treesearch.results import Failure
 from tsdiff.treesearch.run import Run
@@ -118,6 +119,7 @@ class RunFolders:
         self._open.discard(place)
         if isinstance(outcome, Failure):
             self._run(place, {"status": "failed", "error": outcome.message})
+            forget_questions(folder, self.disk)
         else:
             facts = self._facts(place)
             outcome.write(folder, origin=origin_of(folder, facts), facts=facts, disk=self.disk)
@@ -136,8 +138,9 @@ class RunFolders:
             self.tidy(place)
 
     def tidy(self, place: Place) -> None:
-        """Remove the tensors of a run that is done: what is kept of them is in its `latents.safetensors`."""
+        """Remove the tensors of a run that is done, whose `latents.safetensors` has what is kept of them; and its questions, whose answers are recorded."""
         discard_segments(self.path(place), self.disk)
+        forget_questions(self.path(place), self.disk)
 
     def finish_all(self, facts: Mapping[str, Any]) -> None:
         """Write the index of the whole search, and the table of its runs."""
@@ -184,6 +187,8 @@ class RunFolders:
         facts = {"format": FORMAT, "status": "", "name": self._name(place), "prompt": condition.label, "seed": seed, "arguments": data, "options": options, "fingerprint": self.fingerprint}
         tree = Tree(plan.schedule, plan.solver, condition, seed=seed, verifier=plan.verifiers[0].name)
         relative = plan.verifiers[0].scope == "set"
+        if isinstance(plan.model, TellingOutline):
+            facts["model_facts"] = dict(plan.model.facts)
         return facts | {"alone": plan.num_runs == 1 or not shares_budget(plan), "relative": relative, "tree": tree.head()}
 
     def _name(self, place: Place) -> str:

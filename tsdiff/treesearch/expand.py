@@ -20,12 +20,14 @@ from tsdiff.treesearch.durable import origin_of
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import SearchFailed, UsageError
 from tsdiff.treesearch.expansion import LATENTS, Asked, Expansion, planned_expansion
+from tsdiff.treesearch.inbox import Inbox
 from tsdiff.treesearch.journal import JournalReader
 from tsdiff.treesearch.ledger import Budget, EngineLedger
 from tsdiff.treesearch.loading import first_noise, load_models, pixels, settings
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.previews import PreviewWriter
 from tsdiff.treesearch.protocols import Policy, Search, TreeView
+from tsdiff.treesearch.questions import forget_questions
 from tsdiff.treesearch.rebuild import Ended, rebuild
 from tsdiff.treesearch.recorder import FileRecorder
 from tsdiff.treesearch.records import UNREPEATABLE
@@ -34,7 +36,7 @@ from tsdiff.treesearch.restore import Restore
 from tsdiff.treesearch.results import Result, shown, write_tree
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import JOURNAL, SYNC_SECONDS, different, discard_segments
-from tsdiff.treesearch.runfolder import INDEX, RUN, LatentsFile, read_json, write_json, write_latents
+from tsdiff.treesearch.runfolder import INDEX, RUN, LatentsFile, lock_path, read_json, write_json, write_latents
 from tsdiff.treesearch.search import Progress
 from tsdiff.treesearch.store import Store, Stored, remove_scratch
 from tsdiff.treesearch.summary import write_summary
@@ -153,12 +155,15 @@ def carry_out(
         files.calibrated = calibrate(plan, model, image, lambda tree: None, lambda: None)
         files.begin()
         previews = PreviewWriter(plan.previews, plan.keep_latents)
+        inbox = Inbox(lock_path(folder).parent, disk=disk)
+        stack.callback(inbox.close)
         recorder = FileRecorder(lambda run: folder, lambda run: about, disk=disk, sync_seconds=sync_seconds, previews=previews)
         stack.callback(recorder.close)
         stack.callback(previews.close)
-        engine = Engine(plan.limits, store, recorder=recorder, expected_rows=expansion.rows_upper, progress=progress, stop=stop)
+        engine = Engine(plan.limits, store, recorder=recorder, expected_rows=expansion.rows_upper, progress=progress, stop=lambda: inbox.look() or stop())
         recorder.ledger = engine.ledger
         run = _driver(expansion, models, image, files.ended)
+        run.questions = inbox.questions(folder)
         engine.add(run)
         try:
             engine.run()
@@ -310,6 +315,7 @@ class _Files:
         write_json(self.folder / RUN, {**facts, "status": "done", "drivers": drivers, "result": result.to_json()}, disk=self.disk)
         self._summary()
         discard_segments(self.folder, self.disk)
+        forget_questions(self.folder, self.disk)
         return result
 
     def _result(self, run: Run, seconds: float) -> Result:

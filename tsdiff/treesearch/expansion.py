@@ -160,23 +160,31 @@ class Expansion:
         return {"number": self.number, **self.launch.facts, "cost": cost, "rows_upper": self.rows_upper}
 
 
+class Taken(UsageError):
+    """A command that has been carried out, or is on its way."""
+
+
 @contextmanager
-def planned_expansion(folder: Path, asked: Asked | None, *, disk: Disk = LOCAL, **given: Any) -> Iterator[Expansion]:
+def planned_expansion(folder: Path, asked: Asked | None, *, command: str | None = None, disk: Disk = LOCAL, **given: Any) -> Iterator[Expansion]:
     """What an expansion does, with the run's folder locked.
 
     Args:
       folder: of one run.
       asked: what to do; None continues the expansion that was interrupted.
+      command: id of the command of the run's inbox that asks for it, which is carried out once.
       disk: through which files are changed.
       **given: `model`, `helpers`, `policy`, `verifier`: objects that no file holds; `max_batch`, `memory_limit`, `seconds`.
 
     Raises:
       UsageError, SetupError: if it cannot be done as asked. Nothing has been changed then.
+      Taken: if the command has been taken already.
     """
     _facts(folder)
     with Lock(lock_path(folder), disk=disk), ExitStack() as stack:
         facts = _facts(folder)
         drivers: list[dict[str, Any]] = list(facts.get("drivers", ()))
+        if command is not None and any(driver.get("command") == command for driver in drivers):
+            raise Taken(f"command {command} has been taken already")
         begun = drivers[-1] if drivers and drivers[-1]["status"] != "done" else None
         if begun is None and facts["status"] != "done":
             raise UsageError(f"{str(folder)!r} {'has failed, and has no node to expand' if facts['status'] == 'failed' else f'is not done; continue it first: tsdiff resume {folder}'}")
@@ -198,7 +206,7 @@ def planned_expansion(folder: Path, asked: Asked | None, *, disk: Disk = LOCAL, 
             node, to = _start(rebuilt, asked, plan)
             if asked.written(node, to) != begun["arguments"]:
                 raise UsageError(f"another expansion of {str(folder)!r}, from node {begun['node']}, was interrupted; finish it first: tsdiff resume {folder}")
-        yield _resolve(folder, facts, plan, rebuilt, number, asked, begun, notices)
+        yield _resolve(folder, facts, plan, rebuilt, number, asked, begun, notices, command)
 
 
 # The run -------------------------------------------------------------------------------------------------------------
@@ -364,7 +372,9 @@ def _resolve(
     asked: Asked,
     begun: Mapping[str, Any] | None,
     notices: tuple[str, ...],
+    command: str | None,
 ) -> Expansion:
+    command = command if begun is None else begun.get("command")
     node, to = _start(rebuilt, asked, plan)
     policy, open_size = _policy(asked, stay=to == node.level)
     judges, roles = _judges(asked, policy, plan)
@@ -403,6 +413,7 @@ def _resolve(
         "nfe_budget": nfe,
         "joint": joint,
         "arguments": asked.written(node, to),
+        **({} if command is None else {"command": command}),
     }), joint)  # fmt: skip
     return Expansion(
         plan=replace(plan, verifiers=judges, roles=roles),

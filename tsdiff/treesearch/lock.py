@@ -39,6 +39,10 @@ class Holder:
         return f"process {self.pid}" + ("" if self.host in ("", platform.node()) else f" on {self.host}")
 
 
+class Busy(UsageError):
+    """Somebody else writes the run."""
+
+
 class Lock:
     """A lock on a file, held until `close` or the end of the process. Forked children do not hold it.
 
@@ -47,7 +51,8 @@ class Lock:
       disk: through which the file is changed.
 
     Raises:
-      UsageError: if it is held already, by this process or another, or the file cannot be written.
+      Busy: if it is held already, by this process or another.
+      UsageError: if the file cannot be written.
       SetupError: if the file system has no locks, or no room for the file.
     """
 
@@ -85,7 +90,7 @@ class Lock:
         deadline = time.monotonic() + PATIENCE
         while not _try(self._file):
             if time.monotonic() >= deadline:
-                raise UsageError(f"{str(self.path.parent)!r} is being written by {_read(self.path)}; wait until it is done, or stop it first")
+                raise Busy(f"{str(self.path.parent)!r} is being written by {_read(self.path)}; wait until it is done, or stop it first")
             time.sleep(0.01)
 
 

@@ -274,6 +274,8 @@ def prepare(
     for judge in judges:
         if "images" in judge.needs and outline.media is None:
             raise UsageError(f"verifier {judge.name!r} looks at images, but model {outline.name!r} makes none")
+        if "pages" in judge.needs and out is None:
+            raise UsageError(f"verifier {judge.name!r} asks a person in the page of the run, but this search is not recorded; give it a folder: out=FOLDER (--out)")
         for condition in conditions:
             judge.check(condition)
     size = _size(outline, height, width, frames)

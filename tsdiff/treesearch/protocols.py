@@ -236,6 +236,19 @@ class VideoOutline(Protocol):
         ...
 
 
+@runtime_checkable
+class TellingOutline(Protocol):
+    """An outline with something to tell whoever looks at its runs later: `run.json` keeps it as `model_facts`.
+
+    Attributes:
+      facts: strict JSON, small. {"mixture": {"weights": [...], "means": [[...], ...], "stds": [...]}} is the density of the
+        data, where that is known.
+    """
+
+    @property
+    def facts(self) -> Mapping[str, Json]: ...
+
+
 class DiffusionModel(ModelOutline, Protocol):
     """A model ready to run.
 
@@ -343,7 +356,26 @@ class Sampler(Protocol):
 
 Need: TypeAlias = str
 """What a verifier reads: "images", "x0", "latents", "levels", "conditions", "node_ids", "ancestor_x0@RATIO" or
-"ancestor_images@RATIO", where RATIO is the sigma/alpha of the ancestor whose clean estimate, or its picture, is wanted."""
+"ancestor_images@RATIO", where RATIO is the sigma/alpha of the ancestor whose clean estimate, or its picture, is wanted; and
+"pages", which only searches that are recorded in a folder have."""
+
+
+class Page(Protocol):
+    """The page of a candidate's run (`tsdiff view`), where a person can be asked about the candidate."""
+
+    def ask(self, who: str, picture: bytes, *, low: float, high: float, heard: Callable[[float | None], None]) -> None:
+        """Put a question: how good is this picture, from `low` to `high`? To be called by the thread that `PendingVerifier.ask` is called by.
+
+        Args:
+          who: name of the verifier that asks; it asks once about a candidate.
+          picture: a PNG file.
+          heard: called once, by that thread, with the score; None where the person gave none. At once if the question was
+            answered before an interruption.
+
+        Raises:
+          UsageError, SetupError: if the question cannot be written into the run's folder.
+        """
+        ...
 
 
 class Candidates(Protocol):
@@ -386,6 +418,11 @@ class Candidates(Protocol):
     @property
     def node_ids(self) -> list[str]:
         """Hexadecimal id of each row's node."""
+        ...
+
+    @property
+    def pages(self) -> Sequence[Page]:
+        """Where a person can be asked about each row. Raises UsageError where the search is not recorded."""
         ...
 
     def ancestor_x0(self, ratio: float) -> Tensor:

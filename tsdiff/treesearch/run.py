@@ -13,6 +13,7 @@ from tsdiff.treesearch.errors import SetupError, TsdiffError, UsageError
 from tsdiff.treesearch.node import Node, Value
 from tsdiff.treesearch.noise import Fresh, Given, Mix, Recipe, realize, roots_of
 from tsdiff.treesearch.protocols import DiffusionModel, Encoded, Guidance, Sampler, Search, Size, TreeView, Verifier
+from tsdiff.treesearch.questions import RunQuestions
 from tsdiff.treesearch.requests import Gather, Request
 from tsdiff.treesearch.schedule import Schedule
 from tsdiff.treesearch.store import Store, Stored
@@ -239,6 +240,7 @@ class Run:
         self.price = 0  # NFE of that group
         self.started_at = 0.0
         self.seconds = 0.0
+        self.questions: RunQuestions | None = None  # to people; set by who records the run
         self.unrestored: dict[Node, str] = {}  # nodes of earlier drivers whose latent could not be computed again, and why
 
     # Nodes ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from tsdiff.treesearch.tree import best_node
 if TYPE_CHECKING:
     import networkx as nx
 
-WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+WRONG = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading raises where JSON is not what it should be."""
 
 

@@ -16,6 +16,7 @@ from tsdiff.treesearch.durable import RunFolders
 from tsdiff.treesearch.engine import Engine
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.forest import Forest
+from tsdiff.treesearch.inbox import Inbox
 from tsdiff.treesearch.loading import first_noise, load_models, pixels, settings
 from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.node import Node
@@ -30,7 +31,7 @@ from tsdiff.treesearch.resolve import Verifiers
 from tsdiff.treesearch.results import Failure, Result, Results, shown
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfile import SYNC_SECONDS
-from tsdiff.treesearch.runfolder import LOCK, claim_folder, environment, write_latents
+from tsdiff.treesearch.runfolder import LOCK, claim_folder, environment, lock_path, write_latents
 from tsdiff.treesearch.store import Store, remove_scratch
 from tsdiff.treesearch.tree import Tree
 
@@ -142,7 +143,7 @@ def execute(
 
     Args:
       callback: called with a `Progress` after every batch.
-      stop: asked before every batch whether to stop.
+      stop: asked before every batch whether to stop; so is the run's inbox (`tsdiff.treesearch.inbox`).
       begun: called with the search's folder as soon as it can be continued.
       into: the folder of this plan's search, begun before, which is locked by the caller: what it holds is not done again.
       disk: through which the run's files are changed.
@@ -178,6 +179,7 @@ def execute(
                 folder.rmdir()  # nothing has been written into it yet
             raise
         recorder: FileRecorder | None = None
+        asked: tuple[Callable[[], bool], ...] = (stop,)  # all of them, before every batch
         previews = PreviewWriter(plan.previews, plan.keep_latents)
         if folder is not None:
             if into is None:
@@ -185,10 +187,19 @@ def execute(
             folders = collector.folders = RunFolders(plan, folder, model.fingerprint, disk=disk)
             folders.begin_all()
             begun(folder)
-            recorder = FileRecorder(folders.begin, folders.about, folders.opened, disk=disk, sync_seconds=sync_seconds, previews=previews)
+            inbox = Inbox(lock_path(folder).parent, disk=disk)
+            stack.callback(inbox.close)
+            asked = inbox.look, stop
+
+            def begin(run: Run) -> Path:
+                path = folders.begin(run)
+                run.questions = inbox.questions(path)
+                return path
+
+            recorder = FileRecorder(begin, folders.about, folders.opened, disk=disk, sync_seconds=sync_seconds, previews=previews)
             stack.callback(recorder.close)
             stack.callback(previews.close)
-        engine = Engine(plan.limits, store, recorder=recorder, expected_rows=plan.rows_upper, progress=progress, stop=stop)
+        engine = Engine(plan.limits, store, recorder=recorder, expected_rows=plan.rows_upper, progress=progress, stop=lambda: any(ask() for ask in asked))
         if recorder is not None:
             recorder.ledger = engine.ledger
         for pair in _runs(plan, models, collector, forest):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.node import Node, Value
 from tsdiff.treesearch.noise import step_noise
-from tsdiff.treesearch.protocols import Condition, DiffusionModel, Row, Sampler, Verifier
+from tsdiff.treesearch.protocols import Condition, DiffusionModel, Page, Row, Sampler, Verifier
 from tsdiff.treesearch.run import Binding, Group, Run
 from tsdiff.treesearch.schedule import Schedule
 from tsdiff.treesearch.video import is_video, key_frames, still
@@ -223,6 +223,11 @@ class CandidateBatch:
         """Hexadecimal id of each row's node."""
         return [f"{row.node.id:032x}" for row in self._rows]
 
+    @property
+    def pages(self) -> list[Page]:
+        """The page of each row's run."""
+        return [_Page(row) for row in self._rows]
+
     def ancestor_x0(self, ratio: float) -> Tensor:
         """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`."""
         import torch
@@ -245,6 +250,20 @@ class CandidateBatch:
         if missing:
             raise UsageError(f"nodes {missing} have no ancestor estimate at sigma/alpha {ratio:g}: they are noisier, or the verifier does not declare {name!r}")
         return name
+
+
+class _Page:
+    """Implements `tsdiff.treesearch.protocols.Page` for one candidate."""
+
+    def __init__(self, row: Candidate) -> None:
+        if row.run.questions is None:
+            raise UsageError("a verifier asks a person in the page of the run, but this search is not recorded; search with out=FOLDER")
+        self._row, self._questions = row, row.run.questions
+
+    def ask(self, who: str, picture: bytes, *, low: float, high: float, heard: Callable[[float | None], None]) -> None:
+        """Put a question."""
+        row = self._row
+        self._questions.ask(row.node, row.suffix, row.run.tree.condition.label, who, picture, low=low, high=high, heard=heard)
 
 
 __all__ = ["Candidate", "CandidateBatch", "Chain", "Decode", "Estimate", "Evaluation", "Group", "Judgement", "Step"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.protocols import Candidates, Condition, Verifier
+from tsdiff.treesearch.protocols import Candidates, Condition, Page, Verifier
 from tsdiff.treesearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ class View:
     def node_ids(self) -> list[str]:
         """Hexadecimal id of each row's node."""
         return [self._whole.node_ids[row] for row in self._rows]
+
+    @property
+    def pages(self) -> list[Page]:
+        """Where a person can be asked about each row."""
+        return [self._whole.pages[row] for row in self._rows]
 
     def ancestor_x0(self, ratio: float) -> Tensor:
         """(B, ...) clean estimates of each row's ancestor at sigma/alpha `ratio`."""

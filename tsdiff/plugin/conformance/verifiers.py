@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tsdiff.treesearch.protocols import Condition, PendingVerifier, Scores
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.protocols import Condition, Page, PendingVerifier, Scores
 from tsdiff.treesearch.registry import verifiers
 from tsdiff.treesearch.schedule import Schedule
 
@@ -61,6 +62,11 @@ class ExampleCandidates:
         """(B, 3, H, W), the negatives of `images` for every ratio."""
         return 1.0 - self.images
 
+    @property
+    def pages(self) -> Sequence[Page]:
+        """None: they are of no recorded search."""
+        raise UsageError("these candidates are of no recorded search, so that nobody can be asked about them")
+
     def __len__(self) -> int:
         return len(self.node_ids)
 
@@ -107,7 +113,7 @@ class VerifierConformance:
         assert isinstance(verifier.name, str)
         assert verifier.name
         assert verifier.needs, "a verifier reads something"
-        known = {"images", "x0", "latents", "levels", "conditions", "node_ids"}
+        known = {"images", "x0", "latents", "levels", "conditions", "node_ids", "pages"}
         assert all(need in known or need.startswith(("ancestor_x0@", "ancestor_images@")) for need in verifier.needs), verifier.needs
         assert verifier.scope in ("row", "set")
         assert verifier.latency in ("immediate", "pending")

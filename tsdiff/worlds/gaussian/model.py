@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tsdiff.treesearch.errors import UsageError, unknown_name
 from tsdiff.treesearch.protocols import Condition, Demo, Encoded, LoadOptions, Media, Row, Size
@@ -114,6 +114,12 @@ class GaussianModel:
         self.fingerprint = f"gaussian-{hashlib.sha256(parameters.encode()).hexdigest()[:32]}"
 
     # Outline ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The mixture, for pictures of what was searched."""
+        mixture = self.mixture
+        return {"mixture": {"weights": list(mixture.weights), "means": [list(mean) for mean in mixture.means], "stds": list(mixture.stds)}}
 
     def solver(self, name: str | None = None, eta: float | None = None) -> SolverInfo:
         """A solver of the model's process; None takes "ddim", "euler" or "flow-euler". Raises UsageError."""
