@@ -141,10 +141,13 @@ class Scoring:
             self.collector.skip()
         self._end()
 
+    @property
+    def _finished(self) -> bool:
+        return self.source is self.node and self.node.level == self.run.tree.schedule.last
+
     def _judges(self) -> list[Verifier]:
         """The verifier asked for; a finished sample that is steered by is scored by all."""
-        finished = self.source is self.node and self.node.level == self.run.tree.schedule.last
-        if not finished or self.verifier is not self.run.steering:
+        if not self._finished or self.verifier is not self.run.steering:
             return [self.verifier]
         others = [judge for judge in self.run.verifiers.values() if judge is not self.verifier and judge.name not in self.node.values]
         return [self.verifier, *(judge for judge in others if judge.scope == "row")]
@@ -179,7 +182,7 @@ class Scoring:
         if not wanted:
             self._judge(x0, pictures, reasons)
         for need, latent in wanted.items():
-            self.growth.batches.decode(Decode(run, run.bindings[None].model, latent, partial(decoded, need)))
+            self.growth.batches.decode(Decode(run, run.bindings[None].model, latent, partial(decoded, need), not self._finished))
 
     def _judge(self, x0: Tensor, pictures: dict[str, Tensor], reasons: Mapping[str, str]) -> None:
         run, source, pixels = self.run, self.source, pictures.get("images")
