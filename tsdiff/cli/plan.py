@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tsdiff.treesearch.protocols import Policy
 
 
+_UNITS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6))
+
+
 @click.command("plan", cls=Sectioned)
 @search_options
 @click.pass_context
@@ -84,9 +87,7 @@ def _evaluation(plan: Plan, flops: Flops) -> str:
 
 def _operations(number: int) -> str:
     """ "6.76 TFLOP"."""
-    for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
-        if number >= size:
-            break
+    unit, size = next(((unit, size) for unit, size in _UNITS if number >= size), _UNITS[-1])
     return f"{number / size:.3g} {unit}"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from tsdiff.diffusion.loading import outline_of
 from tsdiff.diffusion.source import Source
-from tsdiff.treesearch.errors import unknown_name
 from tsdiff.treesearch.protocols import LoadOptions, ModelOutline
 
 
@@ -40,17 +39,10 @@ class Architecture:
         configs = {component: config, "vae": self.vae, "scheduler": self.scheduler[1]}
         return outline_of(Source(name or self.title, self.pipeline, LoadOptions(), components, _configs=configs))
 
-    def smaller(self, **network: Any) -> Architecture:
-        """The same with other entries in the network's config."""
+    def changed(self, network: Mapping[str, Any], vae: Mapping[str, Any]) -> Architecture:
+        """The same with other entries in its configs."""
         component, class_name, config = self.network
-        return replace(self, network=(component, class_name, {**config, **network}))
-
-
-def architecture(name: str) -> Architecture:
-    """One of `ARCHITECTURES`. Raises UsageError for another name."""
-    if name not in ARCHITECTURES:
-        raise unknown_name("architecture", name, ARCHITECTURES)
-    return ARCHITECTURES[name]
+        return replace(self, network=(component, class_name, {**config, **network}), vae={**self.vae, **vae})
 
 
 def _vae(channels: int, scale: float, shift: float | None = None, **more: Any) -> dict[str, Any]:

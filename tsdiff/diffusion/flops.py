@@ -32,7 +32,7 @@ def count(outline: PipelineOutline, size: Size) -> Flops:
     """
     import torch
 
-    model = _without_weights(outline)
+    model = made_of_configs(outline, "meta")
     latents, time = torch.zeros((1, *outline.latent_shape(size)), device="meta"), torch.full((1,), MIDDLE, device="meta")
     row = {name: tensor.to("meta") for name, tensor in outline.row().items()}
     tiny = outline.source.options.x0_decoder
@@ -50,29 +50,32 @@ def operations(call: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def _without_weights(outline: PipelineOutline) -> Any:
-    """The model of an outline, whose network and autoencoder are on the meta device and whose other components are missing."""
+def made_of_configs(outline: PipelineOutline, device: str) -> Any:
+    """The model of an outline with new components of its configs: with random weights, or with none on the meta device.
+
+    It has a network and an autoencoder, and nothing to encode prompts with. Weights have torch's default dtype.
+    """
     source = outline.source
     assert outline.network is not None
     component, class_name = outline.network
     classes = {component: class_name, "vae": source.components["vae"][1]}
-    parts = {name: _built(classes[name], dict(source.config(name))) for name in classes}
-    shell = SimpleNamespace(**dict.fromkeys(source.components) | parts, components=parts, _execution_device="meta")
+    parts = {name: _built(classes[name], dict(source.config(name)), device) for name in classes}
+    shell = SimpleNamespace(**dict.fromkeys(source.components) | parts, components=parts, _execution_device=device)
     bare = copy.copy(outline)
     bare.source = dataclasses.replace(source, pipeline=shell, options=LoadOptions())
     return bare.load()
 
 
-def _built(class_name: str, config: dict[str, Any]) -> Any:
-    """A component of diffusers on the meta device."""
+def _built(class_name: str, config: dict[str, Any], device: str) -> Any:
+    """A component of diffusers."""
     with quiet_libraries():
         import diffusers
         import torch
 
-        with torch.device("meta"):
+        with torch.device(device):
             module = getattr(diffusers, class_name).from_config(config)
-        return module.to("meta").eval()
+        return module.to(device).eval()
 
 
 def _tiny(folder: str) -> Any:
-    return _built("AutoencoderTiny", json.loads((Path(folder).expanduser() / "config.json").read_text()))
+    return _built("AutoencoderTiny", json.loads((Path(folder).expanduser() / "config.json").read_text()), "meta")
