@@ -14,6 +14,7 @@ import tsdiff
 from tsdiff.cli import value_examples
 from tsdiff.cli.value_examples import find_runs, outcomes, read_examples
 from tsdiff.treesearch import registry
+from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.protocols import LoadOptions, Scores
 from tsdiff.treesearch.savedtree import SavedTree
 from tsdiff.verifiers.value import Value
