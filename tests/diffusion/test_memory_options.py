@@ -57,7 +57,7 @@ def searched(model: Any, family: str, **options: Any) -> Results:
     """A beam for two prompts, with guidance."""
     device = {"device": "cpu"} if isinstance(model, Path) else {}
     conditions = [condition(family, number) for number in range(2)]
-    results = tsdiff.search(model, conditions, policy=Beam(width=2, branch=2), verifier="luminance", steps=3, **guidance(family), **device, **options)
+    results = tsdiff.search(model, conditions, policy=Beam(width=2, branch=2), verifier="luminance", steps=3, height=16, width=16, **guidance(family), **device, **options)
     assert not results.failures, results.failures[0].error
     return results
 
@@ -170,7 +170,7 @@ def test_decoding_image_by_image_or_in_one_tile_is_the_same(folders: Any, family
     model.pipeline.vae.enable_tiling()
     assert torch.equal(model.decode(latents).pixels, plain)
     model.pipeline.vae.enable_slicing()
-    torch.testing.assert_close(model.decode(latents).pixels, plain, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.decode(latents).pixels, plain, rtol=0, atol=1e-5)  # kernels sum in the order of their batch
 
 
 def test_channels_last_changes_the_layout_alone(folders: Any) -> None:
