@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from value_runs import Trajectories, save_runs
 
 import tsdiff
+from tsdiff.cli import value_examples
 from tsdiff.cli.value_examples import find_runs, outcomes, read_examples
 from tsdiff.treesearch import registry
-from tsdiff.treesearch.protocols import Scores
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.protocols import LoadOptions, Scores
 from tsdiff.treesearch.savedtree import SavedTree
 from tsdiff.verifiers.value import Value
 
@@ -151,6 +153,18 @@ def test_clean_estimates_are_the_ones_that_the_search_had(tmp_path, model, optio
         assert examples.inputs.shape == (25, 2)
         ids = [f"{node.id:032x}" for node in runs[0].nodes]
         assert torch.allclose(examples.inputs, torch.stack([seen[name] for name in ids]).float(), atol=1e-6)
+
+
+def test_the_model_is_loaded_as_it_was_for_the_runs(tmp_path, monkeypatch):
+    for name, options in (("one", {"dtype": "fp32"}), ("two", {"dtype": "fp32"}), ("other", {"revision": "main"})):
+        tsdiff.search("gaussian", "near (3, 2.4)", verifier="gaussian-target", policy="best-of-n", policy_options={"n": 2}, steps=3, out=tmp_path / name, **options)
+    asked = []
+    resolve = value_examples.resolve_model
+    monkeypatch.setattr(value_examples, "resolve_model", lambda name, options: asked.append(options) or resolve(name, options))
+    read_examples(find_runs([tmp_path / "one", tmp_path / "two"]), verifier="gaussian-target", target="mean", input="latent", device="cpu")
+    assert asked == [LoadOptions(device="cpu", dtype="float32")]
+    with pytest.raises(UsageError, match="made with different weights or number formats"):
+        read_examples(find_runs([tmp_path / "one", tmp_path / "other"]), verifier="gaussian-target", target="mean", input="latent", device="cpu")
 
 
 def tree(*nodes):

@@ -279,7 +279,6 @@ def test_devices_and_number_formats_by_name(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(SetupError):
             resolve_device(name)
     assert resolve_dtype("auto", "cpu") == torch.float32
-    assert resolve_dtype("auto", "cuda:0") == torch.float16
     assert resolve_dtype("bfloat16", "cpu") == torch.bfloat16
 
 

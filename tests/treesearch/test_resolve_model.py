@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.models import resolve_model
+from tsdiff.treesearch.models import resolve_model, saved_options
 from tsdiff.treesearch.protocols import LoadOptions
 from tsdiff.treesearch.registry import models
 
@@ -75,3 +75,17 @@ def test_a_loaded_model_is_taken_as_it_is() -> None:
 def test_what_is_no_model_is_refused(reference: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         resolve_model(reference)
+
+
+def test_a_saved_run_is_loaded_again_as_it_was_wherever_it_runs_now() -> None:
+    arguments = {"lora": ["a.safetensors:0.5"], "revision": "main", "dtype": "bf16", "vae_tiling": True, "x0_decoder": "tiny", "device": "cuda:3", "offload": True, "compile": True, "steps": 3}
+    assert saved_options(arguments, "cpu") == LoadOptions(device="cpu", dtype="bfloat16", revision="main", lora=("a.safetensors:0.5",), vae_tiling=True, x0_decoder="tiny")
+
+
+@pytest.mark.parametrize("options", [{"lora": ("a:1",)}, {"offload": True}, {"x0_decoder": "tiny"}, {"latent_dtype": "model"}], ids=str)
+def test_what_is_for_pipelines_is_refused_by_name_elsewhere(options: dict[str, Any]) -> None:
+    (name,) = options
+    for reference, whose in (("toy", "model 'toy'"), (FakeOutline(None, LoadOptions()), "a loaded model")):
+        with pytest.raises(UsageError, match=f"{name} .* but {whose} takes none; {name} is for folders and hub ids"):
+            resolve_model(reference, LoadOptions(**options))
+    assert resolve_model("org/some-model", LoadOptions(**options)).options == LoadOptions(**options)

@@ -19,7 +19,7 @@ from tsdiff.treesearch.arguments import object_in, read_arguments
 from tsdiff.treesearch.batches import Batches, Limits
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import EngineLedger
-from tsdiff.treesearch.models import resolve_model
+from tsdiff.treesearch.models import resolve_model, saved_options
 from tsdiff.treesearch.node import Value
 from tsdiff.treesearch.plan import DEFAULT_MODEL
 from tsdiff.treesearch.protocols import (
@@ -27,7 +27,6 @@ from tsdiff.treesearch.protocols import (
     CalibratedVerifier,
     Condition,
     DiffusionModel,
-    LoadOptions,
     NullRecorder,
     Verifier,
 )
@@ -55,7 +54,6 @@ FREE = frozenset({"latents", "levels", "conditions", "node_ids"})
 
 UNFINISHED = "the network's prediction is not kept, from which its clean estimate would be made"
 NOT_KEPT = "its latent was not kept"
-LOAD = ("dtype", "offline", "revision", "variant", "lora")
 
 
 @dataclass(frozen=True)
@@ -305,10 +303,10 @@ def _load_models(jobs: Sequence[_Job], given: Any, device: str) -> None:
         named = arguments.get("model") or DEFAULT_MODEL
         if given is None and object_in(named):
             raise UsageError(f"{str(job.run.path)!r} was made with a model that no file holds ({object_in(named)}); rescore it from Python: tsdiff.bench.rescore.rescore(..., model=...)")
-        options = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items() if name in LOAD}
-        key = (id(given),) if given is not None else (named, *sorted(options.items()))
+        options = saved_options(arguments, device)
+        key = (id(given),) if given is not None else (named, options)
         if key not in loaded:
-            outline = resolve_model(named if given is None else given, LoadOptions(**({"device": device} | options)) if given is None else LoadOptions())
+            outline = resolve_model(named, options) if given is None else resolve_model(given)
             if outline.media is None:
                 raise UsageError(f"the model {outline.name!r} makes no pictures, which {job.judge.name} reads; rescore by a verifier of latents")
             loaded[key] = outline.load()

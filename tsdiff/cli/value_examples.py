@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.cli.output import plural
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.models import resolve_model
+from tsdiff.treesearch.models import resolve_model, saved_options
 from tsdiff.treesearch.node import Node
-from tsdiff.treesearch.protocols import DiffusionModel, Guidance, LoadOptions, Sampler
+from tsdiff.treesearch.protocols import DiffusionModel, Guidance, Sampler
 from tsdiff.treesearch.runfolder import LATENTS, TREE
 from tsdiff.treesearch.saved import SavedRun, load_run, run_folders
 from tsdiff.treesearch.savedtree import SavedTree
@@ -132,12 +132,15 @@ def read_examples(
     names = sorted({run.model for run in runs})
     if len(names) > 1:
         raise UsageError(f"the runs are of the models {' and '.join(names)}; fit one value to each")
+    options = {saved_options(run.arguments, device) for run in runs}
+    if model is None and len(options) > 1:
+        raise UsageError(f"the runs of {names[0]} were made with different weights or number formats (--dtype, --lora, --revision, --x0-decoder, ...); fit one value to each")
     kinds = sorted({_schedule(run).kind for run in runs})
     if len(kinds) > 1:
         raise UsageError(f"the runs have schedules of the kinds {' and '.join(kinds)}; fit one value to each")
     wanted = [outcomes(run.tree, verifier, target) for run in runs]
     total = sum(map(len, wanted))
-    loaded: DiffusionModel = resolve_model(names[0], LoadOptions(device=device)).load() if model is None else model
+    loaded: DiffusionModel = resolve_model(names[0], *options).load() if model is None else model
     columns: list[tuple[int, int, int, float]] = []
     inputs: list[Tensor] = []
     for place, (run, found) in enumerate(zip(runs, wanted, strict=True)):

@@ -50,8 +50,15 @@ def check_dtype(name: str) -> None:
         raise UsageError(f"dtype {name!r} is not known; give 'auto', {', '.join(map(repr, DTYPES))}")
 
 
-def resolve_dtype(name: str, device: str) -> torch.dtype:
-    """The torch dtype of a name; "auto" is float32 on a CPU and float16 elsewhere.
+def has_bfloat16(device: str) -> bool:
+    """Whether a CUDA device computes in bfloat16 itself; Apple's are taken not to, since older systems do not."""
+    import torch
+
+    return device.startswith("cuda") and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def resolve_dtype(name: str, device: str, usual: str = "bfloat16") -> torch.dtype:
+    """The torch dtype of a name; "auto" is float32 on a CPU and `usual` elsewhere, where the device has it (else float16).
 
     Raises:
       UsageError: for a name that is not in `DTYPES`.
@@ -60,5 +67,5 @@ def resolve_dtype(name: str, device: str) -> torch.dtype:
 
     check_dtype(name)
     if name == "auto":
-        return torch.float32 if device == "cpu" else torch.float16
+        name = "float32" if device == "cpu" else usual if usual != "bfloat16" or has_bfloat16(device) else "float16"
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]

@@ -42,6 +42,8 @@ class DiTOutline(PipelineOutline):
     default_steps = 50
     default_guidance_scale = 4.0
 
+    network = ("transformer", "DiTTransformer2DModel")
+
     def __init__(self, source: Source) -> None:
         # The published models were saved under the name of a class that diffusers has since split up.
         source.require("transformer", "DiTTransformer2DModel", "Transformer2DModel")
@@ -89,6 +91,12 @@ class DiTOutline(PipelineOutline):
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take this condition."""
         self.rules.check(condition)
+
+    def row(self) -> Row:
+        """See `PipelineOutline`."""
+        import torch
+
+        return {ROW: torch.tensor(0)}
 
     def load(self) -> DiTModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""

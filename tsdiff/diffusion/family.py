@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from tsdiff.diffusion.level_plan import LevelPlan
 from tsdiff.diffusion.source import Source
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.protocols import Condition, Demo, DiffusionModel, Encoded, Media, Row, Size
+from tsdiff.treesearch.protocols import Condition, Demo, DiffusionModel, Encoded, Flops, Media, Row, Sampler, Size
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from tsdiff.diffusion.sampler import TableSampler
 
 VP_SOLVERS = ("ddim", "ddpm", "euler", "euler-ancestral", "heun", "dpm++2m", "dpm++2m-sde", "lcm")
 """Solvers of models that were trained on a variance-preserving process."""
@@ -95,6 +93,10 @@ class PipelineOutline(ABC):
     media: Literal["image", "video"] | None = "image"
     guidable: bool = True
     demo: Demo | None = None
+    usual_dtype = "bfloat16"
+    """Number format of the weights on an accelerator, where that has it."""
+    network: tuple[str, str] | None = None
+    """The component that predicts and its class in diffusers; None for a family whose operations cannot be counted."""
 
     def __init__(self, source: Source, plan: LevelPlan) -> None:
         self.source = source
@@ -126,6 +128,16 @@ class PipelineOutline(ABC):
     @abstractmethod
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take this condition (under guidance)."""
+
+    def row(self) -> Row:
+        """The conditioning of one row of usual length, of zeros: what its network call is counted with."""
+        raise NotImplementedError(f"{type(self).__name__} names its network, so it must have a row")
+
+    def flops(self, size: Size) -> Flops | None:
+        """Operations of one network row and of one decode, counted without weights; None where they cannot be counted."""
+        from tsdiff.diffusion.flops import count
+
+        return None if self.network is None else count(self, size)
 
     @abstractmethod
     def load(self) -> DiffusionModel:
@@ -181,7 +193,7 @@ class PipelineModel(ABC):
         """The model itself: it is loaded."""
         return self
 
-    def sampler(self, schedule: Schedule, solver: SolverInfo) -> TableSampler:
+    def sampler(self, schedule: Schedule, solver: SolverInfo) -> Sampler:
         """The latent arithmetic of a solver on a schedule of this model (or of its outline), tails included."""
         from tsdiff.diffusion.sampler import TableSampler
 

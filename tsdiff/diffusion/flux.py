@@ -61,6 +61,8 @@ class FluxOutline(PipelineOutline):
 
     default_guidance_scale = 1.0
 
+    network = ("transformer", "FluxTransformer2DModel")
+
     def __init__(self, source: Source) -> None:
         source.require("transformer", "FluxTransformer2DModel")
         source.require("vae", "AutoencoderKL", "AutoencoderTiny")
@@ -99,6 +101,12 @@ class FluxOutline(PipelineOutline):
             told = "" if self.told_scale is None else f" (the scale that the network is told, usually {self.told_scale:g}, is the option guidance_scale of a condition)"
             raise UsageError(f"classifier-free guidance of {self.name!r} leads away from a negative prompt, and there is none; give one, or leave this guidance out{told}")
         self.rules.check(condition, guided=guided)
+
+    def row(self) -> Row:
+        """See `PipelineOutline`."""
+        import torch
+
+        return self.rules.row() | ({} if self.told_scale is None else {"guidance": torch.zeros(())})
 
     def load(self) -> FluxModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_pipeline(source: Source, pipeline_class: str, **without: Any) -> tuple[Any, str]:
+def load_pipeline(source: Source, pipeline_class: str, *, usual_dtype: str = "bfloat16", **without: Any) -> tuple[Any, str]:
     """The pipeline of a source and the device it runs on; an object that was handed over comes back as it is.
+
+    Where components take turns on the device (`offload`), all of them are in host memory first.
 
     Args:
       source: where it comes from.
       pipeline_class: name of the class of diffusers to load it as.
+      usual_dtype: number format of the weights on an accelerator, unless the options say otherwise.
       without: arguments of `from_pretrained` that replace components, e.g. `safety_checker=None`.
 
     Raises:
@@ -31,7 +34,7 @@ def load_pipeline(source: Source, pipeline_class: str, **without: Any) -> tuple[
     if source.pipeline is not None:
         return source.pipeline, str(source.pipeline._execution_device)
     device = resolve_device(source.options.device)
-    dtype = resolve_dtype(source.options.dtype, device)
+    dtype = resolve_dtype(source.options.dtype, device, usual_dtype)
     with quiet_libraries():
         import diffusers
         import torch
@@ -42,9 +45,9 @@ def load_pipeline(source: Source, pipeline_class: str, **without: Any) -> tuple[
             folder = source.folder or _download(cls, source, without)
             text_encoders = _text_encoders(folder, source, dtype, without)
             pipeline = cls.from_pretrained(str(folder), torch_dtype=dtype, variant=source.options.variant, local_files_only=True, **text_encoders, **without)
-            return pipeline.to(device), device
+            return pipeline if source.options.offload else pipeline.to(device), device
         except torch.OutOfMemoryError as error:
-            raise SetupError(f"{source.name!r} does not fit into the memory of {device}; try dtype='float16' or another device") from error
+            raise SetupError(f"{source.name!r} does not fit into the memory of {device}; try dtype='bfloat16', offload=True (--offload) or another device") from error
         except (LocalEntryNotFoundError, HfHubHTTPError) as error:
             raise SetupError(f"the weights of {source.name!r} cannot be obtained ({_first_line(error)}); fetch them once with `hf download {source.name}`") from error
         except TsdiffError:

@@ -58,6 +58,8 @@ class PixArtOutline(PipelineOutline):
     default_steps = 20
     default_guidance_scale = 4.5
 
+    network = ("transformer", "PixArtTransformer2DModel")
+
     def __init__(self, source: Source) -> None:
         # The published models were saved under the name of a class that diffusers has since split up.
         source.require("transformer", "PixArtTransformer2DModel", "Transformer2DModel")
@@ -103,6 +105,10 @@ class PixArtOutline(PipelineOutline):
             raise UsageError("clean_caption needs beautifulsoup4 and ftfy; install them (`pip install beautifulsoup4 ftfy`), or leave clean_caption out")
         if guided:
             self.rules.check(padded(condition, self.rules), guided=True)
+
+    def row(self) -> Row:
+        """See `PipelineOutline`."""
+        return self.rules.row()
 
     def load(self) -> PixArtModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""

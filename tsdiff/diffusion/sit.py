@@ -25,13 +25,11 @@ from tsdiff.diffusion.dit import DiTModel, DiTOutline
 from tsdiff.diffusion.flow_plan import FlowPlan
 from tsdiff.diffusion.source import INDEX, Source, unwrapped
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.protocols import Row
+from tsdiff.treesearch.protocols import Row, Sampler
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from tsdiff.diffusion.sampler import TableSampler
 
 PIPELINE = "SiTPipeline"
 GUIDED = "guided_channels"
@@ -89,11 +87,11 @@ class SiTModel(DiTModel):
         """Further plain data that results depend on."""
         return super().facts() | {"family": PIPELINE, GUIDED: self.outline.guided_channels}
 
-    def sampler(self, schedule: Schedule, solver: SolverInfo) -> TableSampler:
+    def sampler(self, schedule: Schedule, solver: SolverInfo) -> Sampler:
         """The latent arithmetic of a solver on a schedule of this model, with guidance of its guided channels."""
         from tsdiff.diffusion.guided_channels import GuidedChannelsSampler
 
-        return GuidedChannelsSampler(self, self.outline.plan.tables(schedule), solver, self.outline.guided_channels)
+        return self.rounded(GuidedChannelsSampler(self, self.outline.plan.tables(schedule), solver, self.outline.guided_channels))
 
     def forward(self, latents: Tensor, timesteps: Tensor, rows: Sequence[Row]) -> Tensor:
         """The velocity eps - x0 (B, C, h, w), in the network's dtype, of latents (B, C, h, w) at timesteps (B,) in 0..1000."""

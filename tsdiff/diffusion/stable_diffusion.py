@@ -40,6 +40,8 @@ class StableDiffusionOutline(PipelineOutline):
         a noisy latent and a text (inpainting, depth, SDXL); for modules in training mode.
     """
 
+    network = ("unet", "UNet2DConditionModel")
+
     def __init__(self, source: Source) -> None:
         source.require("unet", "UNet2DConditionModel")
         source.require("vae", "AutoencoderKL", "AutoencoderTiny")
@@ -74,6 +76,14 @@ class StableDiffusionOutline(PipelineOutline):
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take this condition (under guidance)."""
         self.rules.check(condition, guided=guided)
+
+    def row(self) -> Row:
+        """See `PipelineOutline`."""
+        import torch
+
+        tokens = int(self.source.entry("text_encoder", "max_position_embeddings")) if "text_encoder" in self.source.components else 77
+        told = {TOLD: torch.zeros(self.unet["time_cond_proj_dim"])} if self.told_scale is not None else {}
+        return {TEXT: torch.zeros(tokens, _width(self.unet))} | told
 
     def load(self) -> StableDiffusionModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""

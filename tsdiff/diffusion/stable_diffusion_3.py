@@ -55,6 +55,8 @@ class StableDiffusion3Outline(PipelineOutline):
     default_steps = 28
     default_guidance_scale = 7.0
 
+    network = ("transformer", "SD3Transformer2DModel")
+
     def __init__(self, source: Source) -> None:
         source.require("transformer", "SD3Transformer2DModel")
         source.require("vae", "AutoencoderKL", "AutoencoderTiny")
@@ -94,6 +96,10 @@ class StableDiffusion3Outline(PipelineOutline):
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take this condition (under guidance)."""
         self.rules.check(condition, guided=guided)
+
+    def row(self) -> Row:
+        """See `PipelineOutline`."""
+        return self.rules.row()
 
     def load(self) -> StableDiffusion3Model:
         """Load the weights; a pipeline object that was handed over is used as it is."""

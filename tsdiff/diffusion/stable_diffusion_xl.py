@@ -56,6 +56,8 @@ class StableDiffusionXLOutline(PipelineOutline):
         more than a noisy latent and a text (inpainting, editing); for modules in training mode.
     """
 
+    network = ("unet", "UNet2DConditionModel")
+
     def __init__(self, source: Source) -> None:
         source.require("unet", "UNet2DConditionModel")
         source.require("vae", "AutoencoderKL", "AutoencoderTiny")
@@ -89,6 +91,13 @@ class StableDiffusionXLOutline(PipelineOutline):
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take this condition (under guidance)."""
         self.rules.check(condition, guided=guided)
+
+    def row(self) -> Row:
+        """See `PipelineOutline`."""
+        import torch
+
+        told = {TOLD: torch.zeros(self.unet["time_cond_proj_dim"])} if self.told_scale is not None else {}
+        return self.rules.row() | {TIME_IDS: torch.zeros(IDS)} | told
 
     def load(self) -> StableDiffusionXLModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""

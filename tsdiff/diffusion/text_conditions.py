@@ -100,6 +100,13 @@ class TextRules:
             if lengths[0] != lengths[1]:
                 raise UsageError(f"the prompt's embedding has {lengths[0]} tokens and the negative prompt's {lengths[1]}, but they must agree; give embeddings of one length")
 
+    def row(self) -> dict[str, Tensor]:
+        """The embeddings of a prompt of usual length, of zeros."""
+        import torch
+
+        shapes = {name: [self.tokens({}) if side == "tokens" else int(side) for side in shape] for name, shape in self.embeddings.items()}
+        return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
     def _check_shape(self, key: str, tensor: Tensor) -> None:
         wanted = self.embeddings[key.removeprefix(NEGATIVE)]
         shape = tuple(tensor.shape)

@@ -68,4 +68,6 @@ def upcast(vae: Any) -> Any:
     for name, value in vars(original).items():
         if name.startswith(("use_slicing", "use_tiling", "tile_")):
             setattr(copy, name, value)
+    laid_out = any(weight.dim() == 4 and not weight.is_contiguous() for weight in original.parameters())
+    copy.to(memory_format=torch.channels_last if laid_out else torch.preserve_format)
     return copy.to(device=original.device, dtype=torch.float32).eval()

@@ -19,7 +19,15 @@ from tsdiff.treesearch.calibrate import calibrate, is_out_of_memory
 from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.node import Value
-from tsdiff.treesearch.protocols import PendingVerifier, Recorder, Sampler, Scores, Verifier
+from tsdiff.treesearch.protocols import (
+    CompiledModel,
+    EstimateDecoder,
+    PendingVerifier,
+    Recorder,
+    Sampler,
+    Scores,
+    Verifier,
+)
 from tsdiff.treesearch.stopwatch import Stopwatch
 from tsdiff.treesearch.work import Candidate, CandidateBatch, Decode, Evaluation, Judgement
 
@@ -29,8 +37,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("tsdiff")
 
-DETERMINISTIC_ROWS = 8
-"""Rows of every network call in deterministic mode, unless fewer are asked for."""
+CONSTANT_ROWS = 8
+"""Rows of every network call in deterministic mode, and of a compiled network, unless fewer are asked for."""
 
 CALIBRATION_ROWS = 500
 """Searches expected to need fewer network rows than this do not spend any on measuring the best batch size."""
@@ -53,7 +61,7 @@ class Limits:
     Attributes:
       deterministic: one fixed row count for every call, never calibrated; out of memory is an error.
       network, decode, verify: rows a call at most (and, when deterministic, exactly). `network` None is
-        `DETERMINISTIC_ROWS` then, and otherwise calibrated: the smallest batch within 95 % of the best throughput. So is each verifier's on an accelerator, if `verify`
+        `CONSTANT_ROWS` then, and otherwise calibrated: the smallest batch within 95 % of the best throughput. So is each verifier's on an accelerator, if `verify`
         is what it is by default; what runs out of memory shrinks for that verifier alone.
       host_bytes, device_bytes: memory for latents before the least recently used move out.
       seconds: no request is granted after this long; None for no limit.
@@ -69,7 +77,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.deterministic and self.network is None:
-            object.__setattr__(self, "network", DETERMINISTIC_ROWS)
+            object.__setattr__(self, "network", CONSTANT_ROWS)
 
 
 @dataclass
@@ -78,6 +86,7 @@ class Bucket:
 
     sampler: Sampler
     limit: int | None
+    constant: bool = False  # whether every call has exactly `limit` rows
     rows: list[tuple[int, int, Evaluation, int]] = field(default_factory=list)
 
 
@@ -141,8 +150,9 @@ class Batches:
         assert binding.encoded is not None
         key = (id(binding.model), run.tree.schedule.key, run.shape, binding.encoded.bucket)
         if key not in self.buckets:
-            limit = self.limits.network
-            self.buckets[key] = Bucket(binding.sampler(run.tree), limit)
+            compiled = isinstance(binding.model, CompiledModel) and binding.model.constant_rows
+            limit = self.limits.network or (CONSTANT_ROWS if compiled else None)
+            self.buckets[key] = Bucket(binding.sampler(run.tree), limit, self.limits.deterministic or compiled)
         rows = evaluation.rows
         evaluation.outputs = [None] * len(rows)
         remaining = run.tree.schedule.last - evaluation.level
@@ -151,7 +161,7 @@ class Batches:
 
     def decode(self, item: Decode) -> None:
         """Queue a decode."""
-        self.decodes.setdefault((id(item.model), tuple(item.x0.shape)), deque()).append(item)
+        self.decodes.setdefault((id(item.model), _is_apart(item), tuple(item.x0.shape)), deque()).append(item)
 
     def decode_now(self, item: Decode) -> None:
         """Decode one clean latent without waiting for others."""
@@ -235,7 +245,7 @@ class Batches:
         def call(items: Sequence[tuple[Evaluation, int]]) -> list[Tensor]:
             import torch
 
-            padded = [*items, *[items[0]] * (bucket.limit - len(items))] if self.limits.deterministic and bucket.limit else items
+            padded = [*items, *[items[0]] * (bucket.limit - len(items))] if bucket.constant and bucket.limit else items
             latents = torch.stack([evaluation.latents for evaluation, _ in padded])
             levels = [evaluation.level for evaluation, _ in padded]
             rows = [evaluation.rows[branch] for evaluation, branch in padded]
@@ -277,8 +287,9 @@ class Batches:
             import torch
 
             padded = self._padded(batch, self.limits.decode)
-            media = batch[0].model.decode(torch.stack([item.x0 for item in padded]))
-            model = batch[0].model
+            model: Any = batch[0].model
+            decode = model.decode_estimates if _is_apart(batch[0]) else model.decode
+            media = decode(torch.stack([item.x0 for item in padded]))
             if media.kind != model.media or media.pixels.dim() != (5 if media.kind == "video" else 4):
                 raise UsageError(f"model {model.name!r}, whose media is {model.media!r}, decoded {media.kind!r} of shape {tuple(media.pixels.shape)}; images are (B, 3, H, W), videos (B, F, 3, H, W)")
             return list(media.pixels.unbind(0)[: len(batch)])
@@ -410,6 +421,11 @@ class Batches:
                 return [result for item in items for result in self._attempt(stage, [item], call, shrink)]
             log.debug("%s failed", stage, exc_info=error)
             return [Broken(f"{stage} failed: {type(error).__name__}: {error}", error)] * len(items)
+
+
+def _is_apart(item: Decode) -> bool:
+    """Whether a clean estimate is decoded by a decoder of its own."""
+    return item.estimated and isinstance(item.model, EstimateDecoder) and item.model.estimate_decoder is not None
 
 
 def _take(items: deque[T], most: int) -> list[T]:

@@ -5,9 +5,10 @@ Nothing is loaded here, and torch is not imported: the registry's entry for the 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,12 @@ model that is loaded already."""
 
 PIPELINES = "diffusers"
 """The registry entry that reads pipeline folders, hub ids and pipeline objects; not a model name itself."""
+
+_LASTING = ("dtype", "offline", "revision", "variant", "lora", "latent_dtype", "vae_tiling", "x0_decoder")
+"""Options of loading that results depend on, and what finds the weights."""
+
+_OF_PIPELINES = ("lora", "latent_dtype", "offload", "vae_slicing", "vae_tiling", "channels_last", "compile", "x0_decoder")
+"""Options that models of other kinds have no use for."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -46,7 +53,7 @@ def resolve_model(reference: ModelReference, options: LoadOptions | None = None)
     text = os.fspath(reference)
     name = split_reference(text)[0]
     if isinstance(reference, str) and name != PIPELINES and name in models:
-        _refuse_lora(f"model {name!r}", options)
+        _refuse_others(f"model {name!r}", options)
         outline: ModelOutline = models.load(name)(text, options)
         return outline
     if text and Path(text).expanduser().exists():
@@ -77,14 +84,39 @@ def _loaded(reference: Any, options: LoadOptions) -> ModelOutline:
         raise UsageError(f"a {type(reference).__name__} object is not a model; give a name, a folder, a hub id 'org/name', a pipeline of diffusers or a loaded model")
     if options.device != "auto" or options.dtype != "auto":
         raise UsageError("a loaded model keeps its device and dtype; leave device and dtype at 'auto'")
-    _refuse_lora("a loaded model", options)
+    _refuse_others("a loaded model", options)
     outline: ModelOutline = reference
     return outline
 
 
-def _refuse_lora(whose: str, options: LoadOptions) -> None:
-    if options.lora:
-        raise UsageError(f"lora is {options.lora[0]!r} but {whose} takes none; lora is for folders and hub ids of diffusers pipelines")
+def _refuse_others(whose: str, options: LoadOptions) -> None:
+    """Refuse the options that only pipelines of diffusers take."""
+    usual = LoadOptions()
+    for name in _OF_PIPELINES:
+        given = getattr(options, name)
+        if given != getattr(usual, name):
+            text = f"{name} is {(given[0] if isinstance(given, tuple) else given)!r}" if given is not True else f"{name} was asked for"
+            raise UsageError(f"{text} but {whose} takes none; {name} is for folders and hub ids of diffusers pipelines")
+
+
+def load_options(arguments: Mapping[str, Any]) -> LoadOptions:
+    """The options of loading among the arguments of `tsdiff.search`."""
+    known = {field.name for field in dataclasses.fields(LoadOptions)}
+    given = {name: value for name, value in arguments.items() if name in known}
+    if "lora" in given:
+        given["lora"] = file_names(given["lora"])
+    if given.get("x0_decoder") is not None:
+        given["x0_decoder"] = os.fspath(given["x0_decoder"])
+    return LoadOptions(**given)
+
+
+def saved_options(arguments: Mapping[str, Any], device: str) -> LoadOptions:
+    """How to load the model of a saved run again so that it gives the same results, on a device of today's choice.
+
+    Args:
+      arguments: of the run's search, as they were saved.
+    """
+    return load_options({name: value for name, value in arguments.items() if name in _LASTING} | {"device": device})
 
 
 def file_names(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:

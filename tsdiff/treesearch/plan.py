@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
-from tsdiff.treesearch.models import file_names, resolve_model
+from tsdiff.treesearch.models import load_options, resolve_model
 from tsdiff.treesearch.noise import Given, Recipe, Torch
 from tsdiff.treesearch.pools import announce, pools
 from tsdiff.treesearch.previews import SHOWS, Show
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "gaussian"
 
 Keep: TypeAlias = Literal["all", "path", "leaves", "none"]
+EMBEDDINGS = tuple(f"{side}{name}" for name in ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask") for side in ("", "negative_"))
+"""Arguments that are tensors of every condition."""
+
 KEEPS: tuple[Keep, ...] = ("all", "path", "leaves", "none")
 
 
@@ -69,6 +72,7 @@ class Plan:
       previews: of which decoded nodes small pictures are kept: those whose latents are, all, or none.
       metadata: whether images carry their history.
       arguments: what `prepare` was called with.
+      extra: options of the model family that every condition has unless it has its own, a told guidance scale included.
     """
 
     model: ModelOutline
@@ -99,6 +103,7 @@ class Plan:
     total_nfe: int | None = None
     target: float | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def setting(self) -> Setting:
@@ -141,6 +146,8 @@ class Plan:
             "guidance_scale": self.guidance.scale,
             "guidance_rescale": self.guidance.rescale,
             "guidance_interval": None if self.guidance.interval is None else list(self.guidance.interval),
+            "condition_extra": _extra(self.extra) or None,
+            "x0_decoder": None if self.arguments.get("x0_decoder") is None else str(self.arguments["x0_decoder"]),
             "size": None if self.size is None else list(self.size),
             "nfe_budget": self.nfe,
             "total_nfe": self.total_nfe,
@@ -178,6 +185,15 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 
+def _extra(value: Any) -> Any:
+    """Options of a condition as strict JSON; of pictures and tensors only what they are."""
+    if isinstance(value, Mapping):
+        return {str(key): _extra(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_extra(item) for item in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+
+
 def prepare(
     model: Any = None,
     prompts: str | Condition | Sequence[str | Condition] | None = None,
@@ -202,6 +218,10 @@ def prepare(
     class_label: int | str | None = None,
     prompt_embeds: Tensor | None = None,
     negative_prompt_embeds: Tensor | None = None,
+    pooled_prompt_embeds: Tensor | None = None,
+    negative_pooled_prompt_embeds: Tensor | None = None,
+    prompt_attention_mask: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
     condition_extra: Mapping[str, Any] | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -223,6 +243,13 @@ def prepare(
     variant: str | None = None,
     strict_scheduler: bool = False,
     lora: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    latent_dtype: str = "float32",
+    offload: bool = False,
+    vae_slicing: bool = False,
+    vae_tiling: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    x0_decoder: str | os.PathLike[str] | None = None,
     keep: Keep = "all",
     previews: Show = "kept",
     metadata: bool = True,
@@ -238,12 +265,12 @@ def prepare(
         raise UsageError(f"keep is {keep!r} but must be one of {', '.join(KEEPS)}")
     if previews not in SHOWS:
         raise UsageError(f"previews is {previews!r} but must be one of {', '.join(SHOWS)}")
-    options = LoadOptions(device, dtype, offline, revision, variant, strict_scheduler, file_names(lora))
+    options = load_options(arguments)
     outline = resolve_model(DEFAULT_MODEL if model is None else model, options)
     notices = list(outline.notices)
     if model is None:
         notices.append(f"no model was named: searching the embedded model {outline.name!r}")
-    tensors = {name: value for name, value in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)) if value is not None}
+    tensors = {name: arguments[name] for name in EMBEDDINGS if arguments[name] is not None}
     is_demo = prompts is None and class_label is None and not tensors
     if is_demo:
         if outline.demo is None:
@@ -323,6 +350,7 @@ def prepare(
         image=_image(init_image, size) if init_image is not None else None,
         first=first,
         given=given,
+        extra=extra,
         helpers={name: _helper(name, helper, options, outline, whole, info, size) for name, helper in (helpers or {}).items()},
         keep_latents=keep,
         previews=previews,
@@ -473,7 +501,7 @@ def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, .
 
 def _helper(name: str, reference: Any, options: LoadOptions, main: ModelOutline, schedule: Schedule, info: SolverInfo, size: Size) -> ModelOutline:
     """Another model of the search: one that shares its latents and levels."""
-    outline = resolve_model(reference, dataclasses.replace(options, lora=()))
+    outline = resolve_model(reference, dataclasses.replace(options, lora=(), x0_decoder=None))
     own = outline.schedule(outline.solver(str(info)), schedule.last, size)
     if own.key != schedule.key or outline.latent_shape(size) != main.latent_shape(size):
         raise UsageError(f"helper {name!r} does not share the latents and noise levels of model {main.name!r}; choose a model of the same family and schedule")

@@ -127,17 +127,28 @@ class Demo:
     verifiers: tuple[str, ...]
 
 
+_SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How to load a model.
 
     Attributes:
       device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
-      dtype: "float32", "float16" or "bfloat16" of the weights; "auto" is float32 on a CPU, float16 elsewhere.
+      dtype: "float32", "float16" or "bfloat16" of the weights, "fp16" and "bf16" for short; "auto" is float32 on a CPU, and elsewhere
+        what the family is used to (bfloat16, where the device has it).
       offline: never touch the network.
       revision, variant: of a hub repository, as in diffusers.
       strict_scheduler: refuse a scheduler that is not supported instead of replacing it.
       lora: files that are merged into the weights, each "PATH" or "PATH:SCALE".
+      latent_dtype: "float32", or "model" to round latents to the network's number format after every step, as pipelines do.
+      offload: keep only the components at work on the device, the others in host memory.
+      vae_slicing: decode a batch image by image.
+      vae_tiling: decode large images in overlapping tiles.
+      channels_last: lay out the weights of convolutions with their channels last.
+      compile: compile the network's repeated blocks; its calls then have one row count.
+      x0_decoder: folder of a tiny autoencoder that decodes the clean estimates of unfinished nodes, None for the model's own.
     """
 
     device: str = "auto"
@@ -147,6 +158,16 @@ class LoadOptions:
     variant: str | None = None
     strict_scheduler: bool = False
     lora: tuple[str, ...] = ()
+    latent_dtype: str = "float32"
+    offload: bool = False
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    x0_decoder: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", _SHORT_DTYPES.get(self.dtype, self.dtype))
 
 
 class ModelOutline(Protocol):
@@ -249,6 +270,30 @@ class TellingOutline(Protocol):
     def facts(self) -> Mapping[str, Json]: ...
 
 
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations, two for a multiply-add.
+
+    Attributes:
+      row: of a network row; an evaluation has two where it is guided.
+      decode: of decoding one sample.
+      x0_decode: of decoding the clean estimate of an unfinished node, where that is done by another decoder.
+    """
+
+    row: int
+    decode: int
+    x0_decode: int | None = None
+
+
+@runtime_checkable
+class CountableOutline(Protocol):
+    """An outline that can tell what its network and decoder compute, from their configs alone."""
+
+    def flops(self, size: Size) -> Flops | None:
+        """What one row of a size costs; None if it is not known."""
+        ...
+
+
 class DiffusionModel(ModelOutline, Protocol):
     """A model ready to run.
 
@@ -283,6 +328,34 @@ class DiffusionModel(ModelOutline, Protocol):
 
     def decode(self, latents: Tensor) -> Media:
         """Decode clean latents (B, ...)."""
+        ...
+
+
+@runtime_checkable
+class CompiledModel(Protocol):
+    """A model that may want all network calls to have one row count.
+
+    Attributes:
+      constant_rows: whether it does, because its network is compiled for the shapes that it meets.
+    """
+
+    @property
+    def constant_rows(self) -> bool: ...
+
+
+@runtime_checkable
+class EstimateDecoder(Protocol):
+    """A model that may have another, cheaper decoder for the clean estimates of unfinished nodes.
+
+    Attributes:
+      estimate_decoder: names it; None where the model's own decodes everything.
+    """
+
+    @property
+    def estimate_decoder(self) -> str | None: ...
+
+    def decode_estimates(self, x0: Tensor) -> Media:
+        """Decode clean estimates (B, ...), for verifiers only."""
         ...
 
 

@@ -142,16 +142,17 @@ class Scoring:
             self.collector.skip()
         self._end()
 
-    def _judges(self) -> list[Verifier]:
-        """The verifier asked for; a finished sample that is steered by is scored by all."""
-        if not self._finished() or self.verifier is not self.run.steering:
-            return [self.verifier]
-        others = [judge for judge in self.run.verifiers.values() if judge is not self.verifier and judge.name not in self.node.values]
-        return [self.verifier, *(judge for judge in others if judge.scope == "row")]
-
+    @property
     def _finished(self) -> bool:
         """Whether it is a finished sample that is judged."""
         return self.source is self.node and self.node.level == self.run.tree.schedule.last
+
+    def _judges(self) -> list[Verifier]:
+        """The verifier asked for; a finished sample that is steered by is scored by all."""
+        if not self._finished or self.verifier is not self.run.steering:
+            return [self.verifier]
+        others = [judge for judge in self.run.verifiers.values() if judge is not self.verifier and judge.name not in self.node.values]
+        return [self.verifier, *(judge for judge in others if judge.scope == "row")]
 
     def _decode(self, x0: Tensor) -> None:
         """Pictures of the estimate and of the ancestors' estimates, as far as they are wanted and there are any."""
@@ -183,11 +184,11 @@ class Scoring:
         if not wanted:
             self._judge(x0, pictures, reasons)
         for need, latent in wanted.items():
-            self.growth.batches.decode(Decode(run, run.bindings[None].model, latent, partial(decoded, need)))
+            self.growth.batches.decode(Decode(run, run.bindings[None].model, latent, partial(decoded, need), not self._finished))
 
     def _judge(self, x0: Tensor, pictures: dict[str, Tensor], reasons: Mapping[str, str]) -> None:
         run, source = self.run, self.source
-        pixels = held(pictures["images"]) if self._finished() and "images" in pictures else None
+        pixels = held(pictures["images"]) if self._finished and "images" in pictures else None
         kept = run.store.get(run.key("node", source.index))
         ancestors = {name: tensor for name, tensor in kept.items() if name.startswith("ancestor_x0@")}
         candidate = Candidate(run, self.node, source.level, kept["latent"], x0, pictures, ancestors, self.key.removeprefix(self.verifier.name))

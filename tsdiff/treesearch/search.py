@@ -91,13 +91,17 @@ def search(
       seed: one seed, or several: each prompt is searched under each.
       callback: called with a `Progress` after every batch.
       **options: `steps`, `solver`, `eta`, `guidance_scale`, `true_cfg_scale`, `guidance_rescale`, `guidance_interval`,
-        `negative_prompt`, `class_label`, `prompt_embeds` and `negative_prompt_embeds` ((tokens, width)),
+        `negative_prompt`, `class_label`, `prompt_embeds` ((tokens, width)), `pooled_prompt_embeds`
+        ((width,)), `prompt_attention_mask` ((tokens,)) and each with `negative_` in front, as the model family takes them,
         `condition_extra` (of the model family, e.g. `{"clip_skip": 1}`), `height`, `width`, `frames` and `fps` (of a
         video), `init_image`, `strength`,
         `latents` (unit noise of root 0), `initial_noise="torch"` (root 0 is what
         `pipe(generator=torch.Generator().manual_seed(seed))` draws), `helpers` (other models by name), `seconds`,
         `baseline`, `deterministic`, `max_batch`, `memory_limit` (bytes), `device`, `dtype`, `offline`, `revision`,
-        `variant`, `strict_scheduler`, `lora` (files "PATH" or "PATH:SCALE" that are merged into the weights), `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
+        `variant`, `strict_scheduler`, `lora` (files "PATH" or "PATH:SCALE" that are merged into the weights), `latent_dtype` ("model" rounds latents
+        as pipelines in half precision do), `offload` (only the components at work are on the device), `vae_slicing`, `vae_tiling`,
+        `channels_last`, `compile` (the network's repeated blocks), `x0_decoder` (folder of a tiny autoencoder, by which clean
+        estimates of unfinished nodes are decoded for verifiers), `out` (folder to write run folders into, where `tsdiff.resume` continues them), `keep`
         (whose latents are kept there of nodes that were released: "all", "path", "leaves" or "none"), `previews` (of
         which nodes that were decoded for a verifier small pictures are kept there: "kept" for those that `keep` names,
         "all" or "none"), `metadata` (False writes images without their history).

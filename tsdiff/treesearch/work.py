@@ -117,12 +117,17 @@ class Estimate:
 
 @dataclass(eq=False, slots=True)
 class Decode:
-    """A clean latent to be decoded; `then` receives pixels, (3, H, W) or (F, 3, H, W), or a reason."""
+    """A clean latent to be decoded; `then` receives pixels, (3, H, W) or (F, 3, H, W), or a reason.
+
+    Attributes:
+      estimated: of a node that is not finished, for which a cheaper decoder will do.
+    """
 
     run: Run
     model: DiffusionModel
     x0: Tensor
     then: Callable[[Tensor | None, str | None], None]
+    estimated: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -1,0 +1,85 @@
+"""Operations are counted from configs alone, equal known figures, and are those of the call that searches make."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from families import PIPELINES, condition
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tsdiff.diffusion.architectures import ARCHITECTURES
+from tsdiff.diffusion.flops import operations
+from tsdiff.diffusion.loading import load_model, outline
+from tsdiff.treesearch.protocols import LoadOptions
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+
+KNOWN = {
+    "sd15": (512, 0.803, 2.52),
+    "sdxl": (1024, 6.76, 10.5),
+    "sd3": (1024, 8.90, 10.5),
+    "flux-dev": (1024, 74.4, 10.5),
+    "pixart-sigma": (1024, 6.63, 10.5),
+    "dit-xl": (256, 0.237, None),
+}
+"""Side in pixels, TFLOP of a row and of a decode: counted independently, to three digits."""
+
+TOLERANCE = 0.005
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_published_architectures_have_the_known_counts(name: str) -> None:
+    side, row, decode = KNOWN[name]
+    plan: Any = ARCHITECTURES[name].outline()
+    found = plan.flops(plan.size(side, side))
+    assert found.row / 1e12 == pytest.approx(row, rel=TOLERANCE)
+    if decode is not None:
+        assert found.decode / 1e12 == pytest.approx(decode, rel=TOLERANCE)
+    # The page that docs/make_flops_table.py has filled in.
+    line = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {ARCHITECTURES[name].title} | {side} x {side} "))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:5] == [f"{found.row / 1e12:.3g}", f"{found.decode / 1e12:.3g}"]
+
+
+@pytest.mark.parametrize("family", PIPELINES)
+def test_what_is_counted_is_what_a_search_does(family: str) -> None:
+    pipe = PIPELINES[family]()
+    plan: Any = outline(pipe, LoadOptions())
+    model: Any = load_model(pipe)
+    usual = condition(family)
+    usual = type(usual)(usual.prompt, class_label=usual.class_label)
+    row = model.encode([usual], guided=False)[0].rows[0]
+    counted = plan.row()
+    assert {name: tuple(tensor.shape) for name, tensor in counted.items()} == {name: tuple(tensor.shape) for name, tensor in row.items()}
+    latents, time = torch.zeros(1, *plan.latent_shape((16, 16))), torch.tensor([500.0])
+    found = plan.flops((16, 16))
+    with sdpa_kernel(SDPBackend.MATH):  # torch does not count its attention kernels for CPUs
+        assert found.row == operations(lambda: model.forward(latents, time, [row])) > 0
+        assert found.decode == operations(lambda: model.decode(latents)) > 0
+    assert found.x0_decode is None
+
+
+def test_plan_shows_operations_and_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from tsdiff.cli.app import cli
+
+    PIPELINES["sd"](tmp_path / "model")
+    diffusers.AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).save_pretrained(tmp_path / "tiny")
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
+    typed = ["plan", "a cat", "--model", str(tmp_path / "model"), "--device", "cpu", "--verifier", "luminance", "--policy", "best-of-n", "-P", "n=4", "--steps", "5", "--x0-decoder", str(tmp_path / "tiny")]
+    shown = CliRunner().invoke(cli, typed).stdout
+    assert re.search(r"^an evaluation +[\d.]+ MFLOP, 2 rows of [\d.]+ MFLOP; a decode [\d.]+ MFLOP \(an estimate [\d.]+ MFLOP\)$", shown, re.MULTILINE), shown
+    assert re.search(r"^operations +[\d.]+ GFLOP at most in network and decoder", shown, re.MULTILINE)
+    plan = json.loads(CliRunner().invoke(cli, [*typed, "--json"]).stdout)
+    flops = plan["flops"]
+    # Five steps of five samples, the baseline among them, with two rows each, and every sample decoded once.
+    assert plan["rows_upper"] == 2 * 5 * 5
+    assert flops["upper"] == 50 * flops["row"] + 5 * flops["decode"]
+    assert 0 < flops["x0_decode"] < flops["decode"]

@@ -1,0 +1,351 @@
+"""Options of memory and speed: results stay what they are, rows are counted, and what does not apply is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from families import PIPELINES, condition, guidance
+from flow_reference import swapped
+from tiny_sd import tiny_stable_diffusion
+
+import tsdiff
+from tsdiff.diffusion import devices, latent, memory
+from tsdiff.diffusion.devices import resolve_dtype
+from tsdiff.diffusion.loading import load_model, outline
+from tsdiff.diffusion.memory import Stages
+from tsdiff.policies import Beam, BestOfN
+from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.plan import prepare
+from tsdiff.treesearch.protocols import LoadOptions
+from tsdiff.treesearch.results import Results
+from tsdiff.verifiers.programmatic import Luminance
+
+FAMILIES = list(PIPELINES)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saved pipelines by family; tests must not change them."""
+    root = tmp_path_factory.mktemp("families")
+
+    def saved(family: str) -> Path:
+        if not (root / family).exists():
+            PIPELINES[family](root / family)
+        return root / family
+
+    return saved
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny autoencoder for latents of 4 channels, half as wide as their images."""
+    folder = tmp_path_factory.mktemp("tiny") / "taesd"
+    torch.manual_seed(7)
+    diffusers.AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).save_pretrained(folder)
+    return folder
+
+
+def searched(model: Any, family: str, **options: Any) -> Results:
+    """A beam for two prompts, with guidance."""
+    device = {"device": "cpu"} if isinstance(model, Path) else {}
+    conditions = [condition(family, number) for number in range(2)]
+    results = tsdiff.search(model, conditions, policy=Beam(width=2, branch=2), verifier="luminance", steps=3, height=16, width=16, **guidance(family), **device, **options)
+    assert not results.failures, results.failures[0].error
+    return results
+
+
+def require_same(results: Results, others: Results) -> None:
+    """The same trees, counted alike; numbers up to what depends on where weights lie in memory, and on the other rows of a kernel."""
+    for one, other in zip(results, others, strict=True):
+        assert one.ledger == other.ledger
+        assert [(node.id, node.level, node.values.keys()) for node in one.tree.nodes] == [(node.id, node.level, node.values.keys()) for node in other.tree.nodes]
+        assert one.node.index == other.node.index
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        torch.testing.assert_close(one.latents[one.node.index], other.latents[other.node.index], rtol=0, atol=1e-4)
+
+
+# Results stay what they are -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offloading_slicing_and_tiling_small_images_change_nothing(folders: Any, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    plain = searched(folders(family), family)
+    monkeypatch.setattr(memory, "resolve_device", lambda name: "cuda:0")  # for the check alone: it would refuse a CPU
+    monkeypatch.setattr(latent, "Stages", Watched)
+    Watched.seen = []
+    options = searched(folders(family), family, offload=True, vae_slicing=True, vae_tiling=True)
+    require_same(options, plain)
+    assert options.engine.network_rows == plain.engine.network_rows
+    # A component works in its own stage only, and each of them has worked.
+    assert {stage for stage, _ in Watched.seen} == {"network", "vae"} | ({"text"} if family != "dit" else set())
+    assert all(stage == current for stage, current in Watched.seen)
+
+
+class Watched(Stages):
+    """Notes the stage that each component works in."""
+
+    seen: list[tuple[str, str | None]]
+
+    def __init__(self, stages: Any, device: str) -> None:
+        super().__init__(stages, device)
+        for name, parts in self.stages.items():
+            for part in parts:
+                part = getattr(part, "decoder", part) if name == "vae" else part
+                part.register_forward_pre_hook(lambda *_, name=name: self.seen.append((name, self.current)))
+
+
+def test_components_take_turns_on_the_device() -> None:
+    where: dict[str, str] = {}
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            self.name, where[name] = name, "cpu"
+
+        def to(self, device: str) -> None:
+            where[self.name] = device
+
+    stages = Stages({"text": [Part("clip"), None, Part("t5")], "network": [Part("unet")], "vae": [Part("vae")], "none": []}, "cuda:0")
+
+    def there() -> set[str]:
+        return {name for name, device in where.items() if device == "cuda:0"}
+
+    stages.bring("network")
+    assert there() == {"unet"}
+    with stages.during("text"):
+        assert there() == {"clip", "t5"}
+    assert there() == set()  # encoders leave as soon as prompts are encoded
+    stages.bring("vae")
+    with stages.during("none"):
+        assert there() == {"vae"}
+    stages.bring("network")
+    assert there() == {"unet"}
+
+
+@pytest.mark.parametrize("family", ["sd", "dit"])
+def test_a_compiled_network_is_compiled_once_and_called_with_one_row_count(folders: Any, monkeypatch: pytest.MonkeyPatch, counting: list[int], family: str) -> None:
+    plain = searched(folders(family), family)
+    model = load_model(folders(family), device="cpu", compile=True)
+    assert model.constant_rows
+    rows: list[int] = []
+    model.network.register_forward_pre_hook(lambda module, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])), with_kwargs=True)
+    results = searched(model, family, max_batch=6)
+    compiled = sum(counting)
+    assert compiled > 0
+    assert set(rows) == {6}
+    assert sum(rows) == results.engine.network_rows
+    assert results.engine.padding == sum(rows) - results.engine.rows
+    assert results.engine.rows == plain.engine.rows
+    require_same(results, plain)
+    searched(model, family, max_batch=6, seed=5)
+    assert sum(counting) == compiled  # other prompts, levels and batches: nothing new
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A compiler that compiles nothing, and counts."""
+    calls: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(1)
+        return graph.forward
+
+    monkeypatch.setattr(memory, "BACKEND", backend)
+    yield calls
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_decoding_image_by_image_or_in_one_tile_is_the_same(folders: Any, family: str) -> None:
+    model = load_model(folders(family), device="cpu")
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = model.decode(latents).pixels
+    model.pipeline.vae.enable_tiling()
+    assert torch.equal(model.decode(latents).pixels, plain)
+    model.pipeline.vae.enable_slicing()
+    torch.testing.assert_close(model.decode(latents).pixels, plain, rtol=0, atol=1e-5)  # kernels sum in the order of their batch
+
+
+def test_channels_last_changes_the_layout_alone(folders: Any) -> None:
+    model = load_model(folders("sd"), device="cpu", channels_last=True)
+    plain = load_model(folders("sd"), device="cpu")
+    assert model.fingerprint == plain.fingerprint
+    assert model.network.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = [one.encode([condition("sd")], guided=False)[0].rows * 2 for one in (model, plain)]
+    time = torch.tensor([500.0, 20.0])
+    torch.testing.assert_close(model.forward(latents, time, rows[0]), plain.forward(latents, time, rows[1]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.decode(latents).pixels, plain.decode(latents).pixels, rtol=0, atol=1e-5)
+
+
+def test_tiling_is_for_larger_images_and_part_of_the_fingerprint(folders: Any) -> None:
+    model, plain = (load_model(folders("sd"), device="cpu", vae_tiling=tiling) for tiling in (True, False))
+    assert model.fingerprint != plain.fingerprint
+    large = torch.randn(1, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(model.decode(large).pixels, plain.decode(large).pixels)
+    assert torch.equal(model.decode(large[..., :8, :8]).pixels, plain.decode(large[..., :8, :8]).pixels)
+
+
+# Number formats -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_latents_in_the_models_format_follow_the_pipeline_in_half_precision(folders: Any, family: str) -> None:
+    model = load_model(folders(family), device="cpu", dtype="bf16", latent_dtype="model")
+    usual = load_model(folders(family), device="cpu", dtype="bf16")
+    assert model.dtype == torch.bfloat16
+    assert model.fingerprint != usual.fingerprint
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    found = [
+        tsdiff.search(one, condition(family), policy=BestOfN(n=1), verifier="luminance", steps=5, latents=noise, baseline=False, **guidance(family))
+        for one in (model, usual)
+    ]
+    ours, kept = (one.latents[one.node.index] for one in found)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, ours.bfloat16().float())
+    assert not torch.equal(kept, kept.bfloat16().float())
+    pipe = swapped(model.pipeline) if family == "sd3" else model.pipeline
+    wanted = condition(family)
+    with torch.no_grad():
+        theirs = pipe(
+            wanted.prompt, negative_prompt=wanted.negative_prompt, latents=noise.bfloat16(), num_inference_steps=5, height=16, width=16, output_type="latent", **guidance(family), **wanted.extra
+        ).images[0].float()  # fmt: skip
+    # A bfloat16 has 8 bits: steps that round at other places differ by a few units of the last one.
+    assert (ours - theirs).abs().mean() < 0.02 * theirs.std()
+
+
+def test_float32_models_have_float32_latents_whatever_is_asked(folders: Any) -> None:
+    model, plain = (load_model(folders("sd"), device="cpu", latent_dtype=name) for name in ("model", "float32"))
+    assert model.fingerprint == plain.fingerprint
+    require_same(searched(model, "sd"), searched(plain, "sd"))
+
+
+def test_formats_by_default_are_those_that_the_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, format in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(devices, "has_bfloat16", lambda device, has=has: has)
+        assert resolve_dtype("auto", "cuda:0") == format
+        assert resolve_dtype("auto", "cuda:0", "float16") == torch.float16
+    assert resolve_dtype("auto", "cpu") == torch.float32
+    assert [LoadOptions(dtype=name).dtype for name in ("bf16", "fp16", "fp32", "auto")] == ["bfloat16", "float16", "float32", "auto"]
+
+
+# The decoder of estimates ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tiny_autoencoder_decodes_unfinished_nodes_and_nothing_else(folders: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    model = load_model(folders(family), device="cpu", x0_decoder=tiny)
+    plain = load_model(folders(family), device="cpu")
+    assert model.fingerprint != plain.fingerprint
+    counts = {"decode": 0, "decode_estimates": 0}
+    for name in counts:
+        monkeypatch.setattr(model, name, _counted(counts, name, getattr(model, name)))
+    results = searched(model, family)
+    assert counts["decode_estimates"] > 0
+    assert sum(counts.values()) == sum(one.ledger.decodes for result in results for one in (result, result.baseline))
+    for result in results:
+        picture = plain.decode(result.latents[result.node.index][None]).pixels
+        shown = torch.from_numpy(np.asarray(result.image).copy()).permute(2, 0, 1) / 255
+        torch.testing.assert_close(shown, picture[0], rtol=0, atol=0.5 / 255 + 1e-6)
+        unfinished = [node for node in result.tree.nodes if node.level < result.tree.schedule.last and node.values]
+        assert unfinished
+        assert result.score == pytest.approx(luminance(picture), abs=1e-6)
+    assert any(one.tree.to_json() != other.tree.to_json() for one, other in zip(results, searched(plain, family), strict=True))
+
+
+def luminance(picture: torch.Tensor) -> float:
+    """The score of a picture (1, 3, H, W)."""
+    return float(torch.as_tensor(Luminance().score(SimpleNamespace(images=picture)).values)[0])
+
+
+def _counted(counts: dict[str, int], name: str, call: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    def counted(latents: torch.Tensor) -> Any:
+        counts[name] += len(latents)
+        return call(latents)
+
+    return counted
+
+
+def test_runs_say_which_decoder_estimates_had(folders: Any, tiny: Path) -> None:
+    plan = prepare(str(folders("sd")), "a cat", verifiers="luminance", device="cpu", x0_decoder=tiny)
+    assert plan.to_json()["x0_decoder"] == str(tiny)
+    assert prepare(str(folders("sd")), "a cat", verifiers="luminance", device="cpu").to_json()["x0_decoder"] is None
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "offload": ({"offload": True}, "offload .* device is cpu"),
+    "latent_dtype": ({"latent_dtype": "float16"}, "latent_dtype is 'float16' but must be 'float32', or 'model'"),
+    "no decoder": ({"x0_decoder": "nowhere"}, "x0_decoder 'nowhere' is no folder"),
+    "dtype": ({"dtype": "int8"}, "dtype 'int8' is not known"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_apply_is_refused_before_weights_are_read(folders: Any, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
+    options, says = REFUSED[case]
+    with pytest.raises(UsageError, match=says) as caught:
+        load_model(folders("sd"), **{"device": "cpu"} | options)
+    assert "\n" not in str(caught.value)
+
+
+TINY: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json' is missing"),
+    "another class": (lambda f: _edit(f / "config.json", _class_name="AutoencoderKL"), "is a AutoencoderKL, not an AutoencoderTiny"),
+    "channels": (lambda f: _edit(f / "config.json", latent_channels=16), "16 channels but those of .* have 4"),
+    "factor": (lambda f: _edit(f / "config.json", decoder_block_out_channels=[8, 8, 8, 8]), "8 times but .* 2 times"),
+    "no weights": (lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
+}
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_a_decoder_that_does_not_fit_is_refused_before_weights_are_read(folders: Any, tiny: Path, tmp_path: Path, case: str) -> None:
+    import shutil
+
+    spoil, says = TINY[case]
+    own = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    spoil(own)
+    with pytest.raises(UsageError, match=says) as caught:
+        outline(str(folders("sd")), LoadOptions(device="cpu", x0_decoder=str(own)))
+    assert "\n" not in str(caught.value)
+
+
+def _edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", ["offload", "vae_slicing", "vae_tiling", "channels_last", "compile"])
+def test_pipeline_objects_are_changed_by_their_owners(name: str) -> None:
+    pipe = tiny_stable_diffusion()
+    with pytest.raises(UsageError, match=f"{name} was asked for but the StableDiffusionPipeline object is never changed; call `pipe"):
+        load_model(pipe, **{name: True})
+
+
+@pytest.mark.parametrize("name", ["offload", "vae_tiling", "compile", "x0_decoder", "latent_dtype"])
+def test_models_of_other_kinds_take_none(name: str) -> None:
+    value: Any = {"x0_decoder": "folder", "latent_dtype": "model"}.get(name, True)
+    with pytest.raises(UsageError, match=f"{name} .* but model 'gaussian' takes none"):
+        load_model("gaussian", **{name: value})
+
+
+def test_an_autoencoder_without_the_method_is_named(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusers, "AutoencoderKL", type("AutoencoderKL", (), {}))
+    with pytest.raises(UsageError, match=r"vae_tiling was asked for but the autoencoder of .*, AutoencoderKL, has no enable_tiling"):
+        outline(str(folders("sd")), LoadOptions(device="cpu", vae_tiling=True))
+
+
+def test_an_owner_who_compiled_a_network_gets_one_row_count_too(counting: list[int]) -> None:
+    pipe = tiny_stable_diffusion()
+    assert not load_model(pipe).constant_rows
+    memory.compile_blocks(pipe.unet)
+    assert load_model(pipe).constant_rows
