@@ -21,7 +21,6 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.models import resolve_model, saved_options
 from tsdiff.treesearch.node import Value
-from tsdiff.treesearch.plan import DEFAULT_MODEL
 from tsdiff.treesearch.protocols import (
     BoundVerifier,
     CalibratedVerifier,
@@ -300,7 +299,7 @@ def _load_models(jobs: Sequence[_Job], given: Any, device: str) -> None:
         if "images" not in job.judge.needs or not job.nodes:
             continue
         arguments = job.run.arguments
-        named = arguments.get("model") or DEFAULT_MODEL
+        named = arguments.get("model") or job.run.model
         if given is None and object_in(named):
             raise UsageError(f"{str(job.run.path)!r} was made with a model that no file holds ({object_in(named)}); rescore it from Python: tsdiff.bench.rescore.rescore(..., model=...)")
         options = saved_options(arguments, device)

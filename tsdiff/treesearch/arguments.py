@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tsdiff.treesearch import registry
 from tsdiff.treesearch.errors import TsdiffError, UsageError
 from tsdiff.treesearch.parameters import build
-from tsdiff.treesearch.plan import policy_options
+from tsdiff.treesearch.plan import Plan, policy_options
 from tsdiff.treesearch.protocols import Condition
 
 if TYPE_CHECKING:
@@ -62,6 +62,27 @@ def write_arguments(arguments: Mapping[str, Any], image: Image | None, defaults:
         else:
             written.data[name] = _plain(name, value, written)
     return written
+
+
+def prepare_again(data: Mapping[str, Any], options: Mapping[str, Any], folder: Path, given: Mapping[str, Any], **more: Any) -> Plan:
+    """`prepare` with the arguments of a saved run, and more.
+
+    A run that named no model keeps the one that was the default when it began, as its options tell.
+
+    Args:
+      data, folder, given: as for `read_arguments`.
+      options: of the run, as resolved.
+
+    Raises:
+      UsageError, SetupError: for whatever cannot be done as asked.
+    """
+    from tsdiff.treesearch.plan import prepare
+
+    arguments = read_arguments(data, folder, given)
+    if arguments.get("model") is not None:
+        return prepare(**arguments, **more)
+    plan = prepare(**arguments | {"model": options["model"]}, **more)
+    return dataclasses.replace(plan, arguments={**plan.arguments, "model": None})
 
 
 def read_arguments(data: Mapping[str, Any], folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

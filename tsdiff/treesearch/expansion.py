@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tsdiff.treesearch.arguments import object_in, read_arguments, write_arguments
+from tsdiff.treesearch.arguments import object_in, prepare_again, read_arguments, write_arguments
 from tsdiff.treesearch.disk import LOCAL, Disk
 from tsdiff.treesearch.durable import CHANGEABLE, about_run, same_machine
 from tsdiff.treesearch.errors import UsageError
@@ -18,7 +18,7 @@ from tsdiff.treesearch.journal import JournalReader
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.node import Node
-from tsdiff.treesearch.plan import Plan, capped, policy_options, prepare
+from tsdiff.treesearch.plan import Plan, capped, policy_options
 from tsdiff.treesearch.pools import pools
 from tsdiff.treesearch.protocols import Allocator, Policy, Search, Setting, TreeView, Verifier
 from tsdiff.treesearch.rebuild import Rebuilt, rebuild
@@ -235,9 +235,8 @@ def _search_plan(folder: Path, facts: Mapping[str, Any], given: Mapping[str, Any
     missing = [name for name, value in own.items() if object_in(value) and name not in again]
     if missing:
         raise UsageError(f"{str(folder)!r} was made with objects that no file holds: {_listed(own, missing)}; expand it from Python: tsdiff.expand({str(folder)!r}, node, {_call(missing)})")
-    arguments = read_arguments(own, folder, again)
-    anything = _Anything(count=1, stay=False, roles=roles_in(arguments.get("verifiers", ())))
-    return prepare(**arguments, policy=anything, out=folder.parent)
+    anything = _Anything(count=1, stay=False, roles=roles_in(read_arguments(own, folder, again).get("verifiers", ())))
+    return prepare_again(own, facts["options"], folder, again, policy=anything, out=folder.parent)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,14 +8,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tsdiff.treesearch.arguments import read_arguments
+from tsdiff.treesearch.arguments import prepare_again
 from tsdiff.treesearch.disk import LOCAL, Disk
 from tsdiff.treesearch.durable import require_same, same_machine, unfinished_expansion
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.expand import carry_out
 from tsdiff.treesearch.expansion import planned_expansion
 from tsdiff.treesearch.lock import Lock
-from tsdiff.treesearch.plan import Plan, prepare
+from tsdiff.treesearch.plan import Plan
 from tsdiff.treesearch.results import Result, Results
 from tsdiff.treesearch.runfile import different
 from tsdiff.treesearch.runfolder import INDEX, RUN, lock_path, read_json
@@ -79,9 +79,8 @@ def planned(folder: Path, *, disk: Disk = LOCAL, **given: Any) -> Iterator[tuple
     if "verifier" in given:
         given["verifiers"] = given.pop("verifier")
     with Lock(lock_path(folder), disk=disk), ExitStack() as stack:
-        arguments = read_arguments(facts["arguments"], folder, given)
-        plan = prepare(**arguments, out=folder.parent)
         known = facts["options"]
+        plan = prepare_again(facts["arguments"], known, folder, given, out=folder.parent)
         require_same(known, plan, folder)
         notices: tuple[str, ...] = ()
         if plan.limits.deterministic:
