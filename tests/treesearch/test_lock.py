@@ -55,7 +55,7 @@ def test_a_second_writer_is_told_who_the_first_is(tmp_path):
     path = tmp_path / "lock"
     with Lock(path):
         told = attempt(path)
-        assert told == f"UsageError: {str(tmp_path)!r} is being written by process {os.getpid()}; wait until it is done, or stop it first\n"
+        assert told == f"Busy: {str(tmp_path)!r} is being written by process {os.getpid()}; wait until it is done, or stop it first\n"
         with pytest.raises(UsageError, match=f"by process {os.getpid()};"):
             Lock(path)
         assert holder(path) == Holder(os.getpid(), platform.node())
