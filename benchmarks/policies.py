@@ -88,7 +88,7 @@ def shapes() -> World:
 
     return World(
         "compositions that training never showed; a score is the share of the prompt's facts that the oracle finds in the picture",
-        "shapes", unseen.verifier, ("ddim", "ddim(eta=1)"), 2.0, 30, 1, "prompts",
+        "shapes", unseen.verifier, ("ddim", "ddim(eta=1)"), 3.0, 30, 1, "prompts",
         unseen.conditions, lambda condition: str(condition.metadata["tag"]), None, (1.0, "all facts found"),
     )  # fmt: skip
 

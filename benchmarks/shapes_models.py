@@ -1,11 +1,12 @@
 """What the models of the shapes world can do: share of prompts obeyed, by kind, guidance, steps and search.
 
     python benchmarks/shapes_models.py samples [--models shapes shapes-small] [--guidance 1 2 3 4] [--steps 20] [--seeds 3]
-    python benchmarks/shapes_models.py search [--models shapes] [--guidance 2] [--seeds 1]
+    python benchmarks/shapes_models.py search [--models shapes] [--guidance 3] [--seeds 1]
 
 `samples` draws one sample for each prompt and seed. `search` draws 16 and lets a verifier choose among the first 1, 4 and 16.
 A prompt is obeyed if the world's checker finds all of its facts. Common random numbers throughout; intervals are 95 %,
-from a bootstrap over prompts (samples of one prompt are not independent). `--save FILE` writes JSON, and Markdown beside it.
+from a bootstrap over prompts (samples of one prompt are not independent). `--save FILE` writes JSON, and Markdown beside it; what
+the file says of other models stays.
 """
 
 from __future__ import annotations
@@ -117,8 +118,18 @@ def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     kinds = list(report["lines"][0]["kinds"])
     head = [f"| | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}"]
-    about = f"`{report['command']}`: per cent of prompts obeyed, with 95 % intervals; suite {report['suite']}, {report['seeds']} seed(s) a prompt."
+    made = " and ".join(f"`{command}`" for command in report["commands"])
+    about = f"{made}: per cent of prompts obeyed, with 95 % intervals; suite {report['suite']}, {report['seeds']} seed(s) a prompt."
     return "\n".join([about, "", *head, *map(line_of, report["lines"])]) + "\n"
+
+
+def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A report together with what an older one says of other models; one that measured otherwise is replaced as a whole."""
+    measured = {line["model"] for line in new["lines"]}
+    kept = [line for line in old["lines"] if line["model"] not in measured]
+    if not kept or any(old[key] != new[key] for key in ("suite", "seeds")):
+        return new
+    return new | {"commands": [*old["commands"], *new["commands"]], "lines": [*kept, *new["lines"]]}
 
 
 def main() -> None:
@@ -127,7 +138,7 @@ def main() -> None:
     parser.add_argument("what", choices=("samples", "search"))
     parser.add_argument("--models", nargs="+", default=["shapes"], help="names, or folders of pipelines")
     parser.add_argument("--suite", choices=("seen", "unseen"), default="seen")
-    parser.add_argument("--guidance", nargs="+", type=float, default=[2.0])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[3.0])
     parser.add_argument("--steps", nargs="+", type=int, default=[20])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--verifiers", nargs="+", default=[ORACLE, "shapes-clip"], help=f"for `search`; {ORACLE} must be among them")
@@ -140,8 +151,10 @@ def main() -> None:
     suite = {"seen": seen, "unseen": unseen}[options.suite]
     lines = {"samples": samples, "search": search}[options.what](options, suite.conditions())
     arguments = [f"{options.what}", f"--suite {options.suite}", "--models " + " ".join(options.models), "--guidance " + " ".join(f"{g:g}" for g in options.guidance), "--steps " + " ".join(map(str, options.steps)), f"--seeds {options.seeds}"]
-    report = {"command": f"python benchmarks/shapes_models.py {' '.join(arguments)}", "machine": platform.platform(), "suite": suite.name, "seeds": options.seeds, "lines": lines}
+    report = {"commands": [f"python benchmarks/shapes_models.py {' '.join(arguments)}"], "machine": platform.platform(), "suite": suite.name, "seeds": options.seeds, "lines": lines}
     if options.save is not None:
+        if options.save.exists():
+            report = joined(json.loads(options.save.read_text()), report)
         options.save.parent.mkdir(parents=True, exist_ok=True)
         options.save.write_text(json.dumps(report, indent=1) + "\n")
         options.save.with_suffix(".md").write_text(markdown(report))

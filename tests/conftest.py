@@ -10,11 +10,17 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tsdiff.treesearch import registry
+from tsdiff.treesearch import plan, registry
 
 torch.set_num_threads(1)
 settings.register_profile("tsdiff", deadline=None, derandomize=True)
 settings.load_profile("tsdiff")
+
+
+@pytest.fixture(autouse=True)
+def the_analytic_world_is_the_default(monkeypatch):
+    """A search in this process that names no model takes the one that costs nothing; processes of their own take the user's default."""
+    monkeypatch.setattr(plan, "DEFAULT_MODEL", "gaussian")
 
 
 @pytest.fixture(autouse=True)

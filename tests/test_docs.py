@@ -129,14 +129,20 @@ def test_shown_plan_is_what_is_printed(folder: Path) -> None:
 
 
 def test_shown_search_is_what_is_printed(folder: Path) -> None:
+    """Scores of a network differ in the last digits from machine to machine, so of those lines only the names are compared."""
     (block,) = [block for block in blocks(README, "console") if block.startswith("$ tsdiff search")]
     first, _, shown = block.partition("\n")
     done = subprocess.run(
         [sys.executable, "-c", "from tsdiff.cli import main; main()", *shlex.split(first)[2:]],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240,
     )  # fmt: skip
-    lines = {line for line in done.stdout.splitlines() if not line.startswith("seconds")}
-    assert {line for line in shown.splitlines() if not line.startswith("seconds")} <= lines
+
+    def facts(text: str) -> set[str]:
+        measured = ("score ", "- ", "shapes-oracle ", "seconds ")
+        return {line.split("  ")[0] if line.startswith(measured) else line for line in text.splitlines()}
+
+    assert facts(shown) <= facts(done.stdout)
+    assert len(facts(shown)) == len(shown.splitlines())
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

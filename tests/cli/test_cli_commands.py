@@ -71,7 +71,7 @@ def test_help_of_the_group_lists_every_command(tsdiff):
         (["search", "--help"], ["torch", "diffusers", "transformers", "numpy", "rich"]),
         (["list"], ["torch", "diffusers", "transformers"]),
         (["describe", "beam"], ["torch", "diffusers", "transformers"]),
-        (["plan"], ["diffusers", "transformers"]),
+        (["plan", "--model", "gaussian"], ["diffusers", "transformers"]),
     ],
 )
 def test_light_commands_import_nothing_heavy(tmp_path, arguments, absent):
@@ -186,7 +186,7 @@ def test_doctor_exits_1_when_something_essential_is_missing(tsdiff, monkeypatch)
 
 
 def test_redirected_output_has_no_escape_codes(tmp_path):
-    for arguments in (["describe", "beam"], ["search", "--out", str(tmp_path)], ["serch"]):
+    for arguments in (["describe", "beam"], ["search", "--model", "gaussian", "--out", str(tmp_path)], ["serch"]):
         result = run(*arguments)
         assert ESCAPE not in result.stdout + result.stderr
 
@@ -199,7 +199,7 @@ def test_a_terminal_gets_colour_unless_no_color():
 
 
 def test_a_terminal_shows_a_bar_of_evaluations(tmp_path):
-    shown = on_a_terminal("search", "--out", str(tmp_path), "--seed", "0-3")
+    shown = on_a_terminal("search", "--model", "gaussian", "--out", str(tmp_path), "--seed", "0-3")
     assert "\x1b[?25l" in shown  # the cursor is hidden while a bar is drawn
     assert "NFE" in shown
 
@@ -210,7 +210,7 @@ def test_no_prompt_can_steer_a_terminal():
 
 
 def test_output_that_a_terminal_cannot_show_is_escaped(tmp_path):
-    result = run("search", "--out", str(tmp_path / "日"), "--quiet", PYTHONIOENCODING="latin-1")
+    result = run("search", "--model", "gaussian", "--out", str(tmp_path / "日"), "--quiet", PYTHONIOENCODING="latin-1")
     assert result.returncode == 0, result.stderr
     assert f"{tmp_path}/\\u65e5/run-0001" in result.stdout
 
@@ -224,7 +224,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
 
 
 def test_ctrl_c_stops_a_search_with_130_and_the_same_command_goes_on(tmp_path):
-    command = ("search", "--seed", "0-9", "--out", str(tmp_path), "--policy", "best-of-n", "-P", "n=4", "--no-baseline")
+    command = ("search", "--model", "gaussian", "--seed", "0-9", "--out", str(tmp_path), "--policy", "best-of-n", "-P", "n=4", "--no-baseline")
     process = subprocess.Popen((*PROGRAM, *command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("run-*/*/best.png")):

@@ -10,9 +10,12 @@ from tiny_sd import tiny_stable_diffusion
 
 from tsdiff.cli import progress as progress_module
 from tsdiff.cli.progress import lines
+from tsdiff.treesearch import plan
 from tsdiff.treesearch import search as search_module
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.results import Failure, Results
+
+USUAL_MODEL = plan.DEFAULT_MODEL  # before a test sets another
 
 QUICK = ("--steps", "4", "-P", "width=2", "-P", "branch=2")
 
@@ -29,6 +32,17 @@ def test_the_demonstration_needs_no_options_and_says_what_it_is(tsdiff, tmp_path
     record = json.loads((tmp_path / facts["run"] / "run.json").read_text())
     assert facts["NFE"].startswith(f"{record['result']['nfe']:,} ")
     assert record["options"]["typed"] == {"policy": "beam"}
+
+
+def test_without_a_model_named_the_embedded_one_is_searched(tsdiff, monkeypatch):
+    """What `make demo` does, at its smallest: the learned verifier steers, the checker judges beside the baseline."""
+    monkeypatch.setattr(plan, "DEFAULT_MODEL", USUAL_MODEL)
+    result = tsdiff("search", "--policy", "best-of-n", "-P", "n=2", "--steps", "2", "--json")
+    assert result.exit_code == 0, result.output
+    run = json.loads(result.stdout)
+    assert run["model"] == "shapes"
+    assert run["verifier"] == "shapes-clip"
+    assert set(run["scores"]) == set(run["first_scores"]) == {"shapes-clip", "shapes-oracle"}
 
 
 def test_json_is_one_object_for_each_run(tsdiff, tmp_path):

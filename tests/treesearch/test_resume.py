@@ -16,7 +16,9 @@ from faulty_disk import FaultyDisk, Killed, QuickDisk
 from real_faults import derived
 
 import tsdiff
+from tsdiff.bench.rescore import rescore
 from tsdiff.policies.dts import DTS
+from tsdiff.treesearch import plan
 from tsdiff.treesearch.durable import status, unfinished
 from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.journal import JournalReader
@@ -457,6 +459,23 @@ def test_another_number_of_prompts_beside_it_changes_nothing(tmp_path):
         assert {f"{path.name}/{name}": data for name, data in derived(path).items()}.items() <= two.items()
     go_on(folder, max_batch=3)
     assert derived(folder) == four
+
+
+def test_a_run_that_named_no_model_keeps_its_own_when_the_default_changes(tmp_path, monkeypatch):
+    def searched(out, disk=QUICK):
+        return execute(prepare(None, PROMPT, out=out, deterministic=True, steps=5), disk=disk, sync_seconds=0.0)
+
+    searched(tmp_path / "whole")
+    whole = derived(tmp_path / "whole" / "run-0001")
+    with pytest.raises(Killed):
+        searched(tmp_path / "cut", FaultyDisk(25, "killed"))
+    monkeypatch.setattr(plan, "DEFAULT_MODEL", "shapes")
+    folder = tmp_path / "cut" / "run-0001"
+    go_on(folder)
+    assert derived(folder) == whole
+    grown = tsdiff.expand(folder, children=2)
+    assert grown.model == "gaussian"
+    assert rescore([folder], ["luminance"])  # decodes by the run's own model
 
 
 def test_what_a_killed_process_had_spilled_is_removed(tmp_path):

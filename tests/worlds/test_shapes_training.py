@@ -378,7 +378,7 @@ def test_an_exported_clip_is_loaded_by_open_clip(tmp_path):
 def test_wrong_commands_say_what_is_allowed(tmp_path):
     unknown = CliRunner().invoke(main, ["shape", "--runs", str(tmp_path)])
     assert unknown.exit_code == 2
-    assert "autoencoder, shapes-first, shapes-second, shapes-third, shapes, shapes-small, shapes-clip-first, shapes-clip, shapes-features" in unknown.output
+    assert "autoencoder, shapes-first, shapes-second, shapes-third, shapes, shapes-small, shapes-clip-first, shapes-clip-second, shapes-clip, shapes-features" in unknown.output
     early = CliRunner().invoke(main, ["shapes-first", "--runs", str(tmp_path), "--until", "1", "--threads", "1"])
     assert early.exit_code == 1
     assert "train `autoencoder` first" in early.output

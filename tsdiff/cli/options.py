@@ -85,7 +85,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _sample("--fps", type=click.FloatRange(min=0.0, min_open=True), metavar="N", help="Frames per second of a video, which its network is told; the model's own by default."),
     _sample("--init-image", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE", help="Start from an image."),
     _sample("--strength", type=float, metavar="SHARE", help="How much of --init-image to remake, in (0, 1]."),
-    _model("--model", metavar="NAME", help="A name of `tsdiff list models`, a diffusers folder or a hub id.  [default: the built-in gaussian]"),
+    _model("--model", metavar="NAME", help="A name of `tsdiff list models`, a diffusers folder or a hub id.  [default: the built-in shapes]"),
     _model("--device", type=values.DEVICE, default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
     _model("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16", "fp16", "bf16"]), default="auto", show_default=True, help="Of the weights. auto is float32 on a CPU and the family's own elsewhere, bfloat16 where the device has it."),
     _model("--revision", metavar="NAME", help="Revision of a hub repository."),

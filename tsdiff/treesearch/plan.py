@@ -40,7 +40,7 @@ from tsdiff.treesearch.schedule import Schedule, SolverInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULT_MODEL = "gaussian"
+DEFAULT_MODEL = "shapes"
 
 Keep: TypeAlias = Literal["all", "path", "leaves", "none"]
 EMBEDDINGS = tuple(f"{side}{name}" for name in ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask") for side in ("", "negative_"))

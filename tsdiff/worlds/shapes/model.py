@@ -20,7 +20,7 @@ MODELS = Path(__file__).parent / "models"
 class ShapesOutline(StableDiffusionOutline):
     """A model of the shapes world. Any text will do; words that the world does not have are warned of."""
 
-    default_guidance_scale = 2.0
+    default_guidance_scale = 3.0
     demo = Demo("a red circle left of a blue square", ("shapes-clip", "shapes-oracle"))
 
     def check(self, condition: Condition, *, guided: bool = False) -> None:

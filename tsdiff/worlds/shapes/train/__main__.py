@@ -36,9 +36,10 @@ def recipes(runs: Path) -> dict[str, Recipe]:
         Denoiser("shapes-third", (32, 96, 160), latents, Training(steps=625, **numbers | {"batch": 64, "warmup": 100, "cooldown": 0.0, "average": 0.998}), RELATIONS, layout=1.0, cover=1.0, early=0.6, first=runs / "shapes-second"),
         Denoiser("shapes", (32, 96, 160), latents, Training(steps=2400, **numbers | {"rate": 5e-4, "warmup": 100, "average": 0.999}), HARD, layout=0.5, cover=0.5, first=runs / "shapes-third"),
         # The small one need not learn to read again: what fits it of the large one is the text encoder.
-        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=7000, **numbers | {"warmup": 200, "average": 0.999}), HARD, layout=0.5, cover=0.5, early=0.2, first=runs / "shapes"),
+        Denoiser("shapes-small", (16, 32, 80), latents, Training(steps=5000, **numbers | {"warmup": 200, "average": 0.999}), HARD, layout=0.5, cover=0.5, early=0.2, first=runs / "shapes"),
         Contrast("shapes-clip-first", Training(steps=4000, **contrast)),
-        Contrast("shapes-clip", Training(steps=3000, **contrast | {"rate": 5e-4}), swaps=4.0, layout=0.5, first=runs / "shapes-clip-first"),
+        Contrast("shapes-clip-second", Training(steps=3000, **contrast | {"rate": 5e-4}), swaps=4.0, layout=0.5, first=runs / "shapes-clip-first"),
+        Contrast("shapes-clip", Training(steps=900, **contrast | {"rate": 5e-4, "warmup": 100, "average": 0.995}), RELATIONS, swaps=8.0, layout=0.5, first=runs / "shapes-clip-second"),
         Classifier(),
     ]
     return {recipe.name: recipe for recipe in made}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tsdiff.treesearch.noise import derive, generator
 from tsdiff.worlds.shapes.geometry import CANVAS, Scene
 from tsdiff.worlds.shapes.grammar import MOST_THINGS, Prompt, read
 from tsdiff.worlds.shapes.render import render
-from tsdiff.worlds.shapes.scenes import draw_scene, is_held_out, near_misses, training_example
+from tsdiff.worlds.shapes.scenes import WEIGHTS, draw_scene, is_held_out, near_misses, training_example
 from tsdiff.worlds.shapes.spoil import spoil
 from tsdiff.worlds.shapes.train.layout import PLACES, THINGS, places, places_loss, things, things_loss
 from tsdiff.worlds.shapes.train.loop import Training, begin_from
@@ -54,6 +55,7 @@ class Contrast:
     Attributes:
       name: of the model.
       training: the numbers of the run.
+      weights: share of each kind of caption.
       swaps: how much more often a near miss is drawn that names the same things, in other colours or places.
       layout: weight of the heads' losses; 0 goes without heads.
       first: a checkpoint's folder to begin from; None begins with random weights.
@@ -61,6 +63,7 @@ class Contrast:
 
     name: str
     training: Training
+    weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
     swaps: float = 1.0
     layout: float = 0.0
     first: Path | None = None
@@ -95,7 +98,7 @@ class Contrast:
     def pairs(self, step: int) -> tuple[list[str], list[Scene], torch.Tensor]:
         """Captions (B), scenes and pixels (B, 3, 64, 64), normalised; the second half are near misses of the first."""
         plan, half = self.training, self.training.batch // 2
-        captions, scenes = zip(*(training_example(plan.seed, step * half + number) for number in range(half)), strict=True)
+        captions, scenes = zip(*(training_example(plan.seed, step * half + number, self.weights) for number in range(half)), strict=True)
         rng = generator(derive(plan.seed, self.name, "near misses", step))
         misses = [self._miss(read(caption).prompt, rng) for caption in captions]
         every = [*scenes, *(scene for _, scene in misses)]
