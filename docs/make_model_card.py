@@ -35,8 +35,8 @@ def results(name: str) -> dict[str, Any]:
 
 
 def cell(entry: dict[str, float]) -> str:
-    """ "93.5 (91.0-95.3)", per cent."""
-    return f"{100 * entry['share']:.1f} ({100 * entry['low']:.1f}-{100 * entry['high']:.1f})"
+    """ "93.5 (91-95.3)", per cent."""
+    return f"{100 * entry['share']:.3g} ({100 * entry['low']:.3g}-{100 * entry['high']:.3g})"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -45,10 +45,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def samples() -> str:
-    """Kinds by model, guidance scale and steps."""
+    """Model, guidance scale and steps by kinds."""
     lines = results("shapes_samples")["lines"]
-    head = ["kind", *(f"{line['model']}, guidance {line['guidance']:g}, {line['steps']} steps" for line in lines)]
-    return table(head, [[kind, *(cell(line["kinds"][kind]) for line in lines)] for kind in (*KINDS, "all")])
+    rows = [[f"`{line['model']}`, {line['guidance']:g}, {line['steps']}", *(cell(line["kinds"][kind]) for kind in (*KINDS, "all"))] for line in lines]
+    return table(["model, guidance, steps", *KINDS, "all"], rows)
 
 
 def unseen() -> str:
@@ -133,8 +133,9 @@ def draw() -> None:
     first = {condition.metadata["tag"]: condition for condition in reversed(seen.conditions())}
     conditions = [first[kind] for kind in KINDS]
     found = tsdiff.search("shapes", conditions, policy="best-of-n", policy_options={"n": 1}, verifier="shapes-oracle", baseline=False, seed=list(SEEDS))
-    figure = Figure(figsize=(len(SEEDS) * 1.0, len(KINDS) * 1.25), layout="constrained", dpi=110)
+    figure = Figure(figsize=(len(SEEDS) * 1.0, len(KINDS) * 1.22), dpi=110)
     panels = figure.subplots(len(KINDS), len(SEEDS), squeeze=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.975, wspace=0.05, hspace=0.3)
     for index, result in enumerate(found):
         row, column = divmod(index, len(SEEDS))
         axes = panels[row][column]
@@ -145,7 +146,7 @@ def draw() -> None:
         for spine in axes.spines.values():
             spine.set(color="tab:green" if obeyed else "tab:red", linewidth=2.5)
         if column == 0:
-            axes.set_title(conditions[row].prompt, loc="left", fontsize=8)
+            axes.text(0, 1.08, conditions[row].prompt, fontsize=8, transform=axes.transAxes)
     figure.savefig(PICTURE)
 
 
