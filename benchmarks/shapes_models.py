@@ -4,15 +4,16 @@
     python benchmarks/shapes_models.py search [--models shapes] [--guidance 3] [--seeds 1]
 
 `samples` draws one sample for each prompt and seed. `search` draws 16 and lets a verifier choose among the first 1, 4 and 16.
-A prompt is obeyed if the world's checker finds all of its facts. Common random numbers throughout; intervals are 95 %,
-from a bootstrap over prompts (samples of one prompt are not independent). `--save FILE` writes JSON, and Markdown beside it; what
-the file says of other models stays.
+A prompt is obeyed if the world's checker finds all of its facts. Common random numbers throughout; intervals are 95 %, Wilson's,
+over prompts (samples of one prompt are not independent). `--save FILE` writes JSON, and Markdown beside it; what the file
+says of other models, guidance scales and steps stays.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections import defaultdict
@@ -31,12 +32,15 @@ ORACLE = "shapes-oracle"
 COUNTS = (1, 4, 16)
 
 
-def interval(values: Sequence[float], resamples: int = 2000) -> dict[str, float]:
-    """Mean and 95 % interval of per-prompt shares, by a percentile bootstrap over prompts."""
-    shares = np.asarray(values, dtype=float)
-    drawn = np.random.default_rng(0).integers(len(shares), size=(resamples, len(shares)))
-    low, high = np.quantile(shares[drawn].mean(axis=1), (0.025, 0.975))
-    return {"share": round(float(shares.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4), "prompts": len(shares)}
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean of per-prompt shares and its 95 % interval: Wilson's, each prompt counted as one trial however many seeds it has.
+
+    That is wider than need be where seeds differ, and honest where all prompts are obeyed, which a bootstrap is not.
+    """
+    share, count, z = float(np.mean(values)), len(values), 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return {"share": round(share, 4), "low": round(max(0.0, middle - half), 4), "high": round(min(1.0, middle + half), 4), "prompts": count}
 
 
 def by_kind(conditions: Sequence[Condition], shares: Sequence[float]) -> dict[str, dict[str, float]]:
@@ -73,7 +77,7 @@ def samples(options: argparse.Namespace, conditions: Sequence[Condition]) -> lis
             for guidance in options.guidance:
                 leaves, seconds = grow(model, conditions, [ORACLE], count=1, guidance=guidance, steps=steps, seeds=options.seeds)
                 shares = np.array([obeyed(group[0]) for group in leaves]).reshape(len(conditions), options.seeds).mean(axis=1)
-                lines.append({"model": model, "steps": steps, "guidance": guidance, "kinds": by_kind(conditions, shares.tolist()), "ms_a_sample": round(seconds / len(leaves) * 1e3, 1)})
+                lines.append({"model": model, "steps": steps, "guidance": guidance, "seeds": options.seeds, "kinds": by_kind(conditions, shares.tolist()), "ms_a_sample": round(seconds / len(leaves) * 1e3, 1)})
                 print(line_of(lines[-1]), flush=True)
     return lines
 
@@ -90,7 +94,7 @@ def search(options: argparse.Namespace, conditions: Sequence[Condition]) -> list
                         chosen = [max(group[:count], key=score_under(verifier)) for group in leaves]
                         shares = np.array([obeyed(leaf) for leaf in chosen]).reshape(len(conditions), options.seeds).mean(axis=1)
                         lines.append({
-                            "model": model, "steps": steps, "guidance": guidance, "verifier": verifier, "samples": count,
+                            "model": model, "steps": steps, "guidance": guidance, "seeds": options.seeds, "verifier": verifier, "samples": count,
                             "kinds": by_kind(conditions, shares.tolist()), "ms_a_sample": round(seconds / len(leaves) / max(COUNTS) * 1e3, 1),
                         })  # fmt: skip
                         print(line_of(lines[-1]), flush=True)
@@ -111,7 +115,7 @@ def line_of(line: dict[str, Any]) -> str:
     """One row of the Markdown table."""
     what = f"{line['verifier']}, best of {line['samples']}" if "verifier" in line else f"guidance {line['guidance']:g}, {line['steps']} steps"
     cells = [f"{100 * entry['share']:.0f} ({100 * entry['low']:.0f}-{100 * entry['high']:.0f})" for entry in line["kinds"].values()]
-    return f"| {line['model']}: {what} | " + " | ".join(cells) + " |"
+    return f"| {line['model']}: {what}, {line['seeds']} seed(s) | " + " | ".join(cells) + " |"
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -119,17 +123,23 @@ def markdown(report: dict[str, Any]) -> str:
     kinds = list(report["lines"][0]["kinds"])
     head = [f"| | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}"]
     made = " and ".join(f"`{command}`" for command in report["commands"])
-    about = f"{made}: per cent of prompts obeyed, with 95 % intervals; suite {report['suite']}, {report['seeds']} seed(s) a prompt."
+    about = f"{made}: per cent of prompts obeyed, with 95 % intervals; suite {report['suite']}."
     return "\n".join([about, "", *head, *map(line_of, report["lines"])]) + "\n"
 
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """A report together with what an older one says of other models; one that measured otherwise is replaced as a whole."""
-    measured = {line["model"] for line in new["lines"]}
-    kept = [line for line in old["lines"] if line["model"] not in measured]
-    if not kept or any(old[key] != new[key] for key in ("suite", "seeds")):
+    """A report together with what an older one on the same suite says that the new one does not."""
+    if old["suite"] != new["suite"]:
         return new
-    return new | {"commands": [*old["commands"], *new["commands"]], "lines": [*kept, *new["lines"]]}
+    measured = {same(line) for line in new["lines"]}
+    kept = [line for line in old["lines"] if same(line) not in measured]
+    lines = sorted([*kept, *new["lines"]], key=same)
+    return new | {"commands": [*old["commands"], *new["commands"]] if kept else new["commands"], "lines": lines}
+
+
+def same(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What a line is about."""
+    return line["model"], line["steps"], line["guidance"], line.get("verifier", "") == "shapes-clip", line.get("samples", 1)
 
 
 def main() -> None:
@@ -151,7 +161,7 @@ def main() -> None:
     suite = {"seen": seen, "unseen": unseen}[options.suite]
     lines = {"samples": samples, "search": search}[options.what](options, suite.conditions())
     arguments = [f"{options.what}", f"--suite {options.suite}", "--models " + " ".join(options.models), "--guidance " + " ".join(f"{g:g}" for g in options.guidance), "--steps " + " ".join(map(str, options.steps)), f"--seeds {options.seeds}"]
-    report = {"commands": [f"python benchmarks/shapes_models.py {' '.join(arguments)}"], "machine": platform.platform(), "suite": suite.name, "seeds": options.seeds, "lines": lines}
+    report = {"commands": [f"python benchmarks/shapes_models.py {' '.join(arguments)}"], "machine": platform.platform(), "suite": suite.name, "lines": lines}
     if options.save is not None:
         if options.save.exists():
             report = joined(json.loads(options.save.read_text()), report)

@@ -115,14 +115,17 @@ class App(click.Group):
 
 
 def _narrate_warnings() -> None:
-    """Show our own warnings (a broken plug-in, unknown words of a prompt) as one line; others keep Python's form."""
+    """Show our own warnings (a broken plug-in, unknown words of a prompt) as one line, each once; others keep Python's form."""
     from tsdiff.treesearch.errors import TsdiffWarning
 
     show = warnings.showwarning
+    told: set[str] = set()  # Python's own memory of them is lost whenever a library changes a filter
 
     def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if issubclass(category, TsdiffWarning):
-            say("warning", str(message))
+            if str(message) not in told:
+                told.add(str(message))
+                say("warning", str(message))
         else:
             show(message, category, *rest, **more)
 

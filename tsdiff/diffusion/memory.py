@@ -146,8 +146,9 @@ def load_tiny(source: Source, device: str, dtype: torch.dtype) -> Any:
     with quiet_libraries():
         from diffusers import AutoencoderTiny
 
+        kind: Any = AutoencoderTiny  # diffusers has no types for it
         try:
-            return AutoencoderTiny.from_pretrained(str(Path(named).expanduser()), torch_dtype=dtype, local_files_only=True).to(device).eval()
+            return kind.from_pretrained(str(Path(named).expanduser()), torch_dtype=dtype, local_files_only=True).to(device).eval()
         except Exception as error:
             # Exception types of three libraries mean the same here; the cause stays attached.
             raise UsageError(f"x0_decoder {named!r} cannot be loaded ({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}); download it again") from error
