@@ -13,13 +13,8 @@ from typing import Any
 import pytest
 import real_faults
 
-from tsdiff.treesearch import registry
-from tsdiff.worlds.shapes.model import MODELS
-
 DRILL_KILLS = int(os.environ.get("TSDIFF_DRILL_KILLS", "1000"))
 SEED = int(os.environ.get("TSDIFF_DRILL_SEED", "0"))
-
-TRAINED = "shapes" in registry.models and (MODELS / "shapes").is_dir()
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be forked")
 
@@ -45,15 +40,13 @@ def test_a_search_that_is_killed_at_any_moment_ends_in_the_same_bytes():
 
 @pytest.mark.parametrize("case", ["stable-diffusion", "shapes"])
 def test_a_search_with_a_network_that_is_killed_too(case):
-    if case == "shapes" and not TRAINED:
-        pytest.skip("the model 'shapes' is not in this version")
     kill({case: 1})
 
 
 @pytest.mark.drill
 def test_a_thousand_kills(capsys):
     """TSDIFF_DRILL_KILLS=50 makes fewer, TSDIFF_DRILL_SEED=1 others."""
-    cases = [*real_faults.GAUSSIAN, "stable-diffusion"] + ["shapes"] * TRAINED
+    cases = [*real_faults.GAUSSIAN, "stable-diffusion", "shapes"]
     share, more = divmod(DRILL_KILLS, len(cases))
     wanted = {case: number for place, case in enumerate(cases) if (number := share + (place < more))}
     with capsys.disabled():
