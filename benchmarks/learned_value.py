@@ -164,7 +164,9 @@ def judged(examples: SavedExamples, judge: Verifier, value: Value, model: Diffus
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every verifier."""
     suite = suites.load(options.suite)
-    conditions = list(suite.conditions())[: options.prompts]
+    conditions = list(suite.conditions())
+    count = min(options.prompts or len(conditions), len(conditions))
+    conditions = [conditions[place * len(conditions) // count] for place in range(count)]
     known = {condition_key(condition): condition for condition in conditions}
     fitted = [condition for index, condition in enumerate(conditions) if index % 4 != 3]
     unseen = [condition for index, condition in enumerate(conditions) if index % 4 == 3]
@@ -241,7 +243,7 @@ def main() -> None:
     parser.add_argument("--model", default="gaussian", help="a name, a folder or a hub id")
     parser.add_argument("--suite", default="gaussian/rare-mode", help="whose prompts: a name of `tsdiff list suites`")
     parser.add_argument("--verifier", action="append", help="whose scores are learned; repeatable (gaussian-target)")
-    parser.add_argument("--prompts", type=int, help="the first of the suite; all by default")
+    parser.add_argument("--prompts", type=int, help="evenly spread over the suite; all by default")
     parser.add_argument("--seeds", type=int, default=8, help="of the trajectories fitted to")
     parser.add_argument("--samples", type=int, default=16, help="trajectories of a prompt and seed")
     parser.add_argument("--steps", type=int, default=20, help="of a trajectory")
