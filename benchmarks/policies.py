@@ -1,7 +1,8 @@
 """Every policy at equal compute: what each reaches with 4, 16 and 64 times the evaluations of one sample.
 
-    python benchmarks/policies.py [--world gaussian] [--policies NAME ...] [--budgets 4 16 64] [--seeds N] [--timed]
+    python benchmarks/policies.py [--world gaussian] [--policies NAME ...] [--budgets 4 16 64] [--seeds N]
     python benchmarks/policies.py --world shapes [--model FOLDER] [--prompts 30]
+    python benchmarks/policies.py --world shapes --timed [--prompts 3] [--seeds 5]
 
 All policies have their default parameters and the size that `fit` gives them. They share random numbers: a seed has the same
 first noises for every policy and prompt. Policies that need a stochastic solver run on one; best-of-n runs on both, and each
@@ -9,14 +10,19 @@ policy is compared with it on its own solver. Intervals are 95 %, by a bootstrap
 prompts are fixed) or prompts (shapes) for all policies. `nfe_ratio_to_best_of_64` is the NFE at which a policy's mean score
 reaches that of best-of-64, divided by the NFE of best-of-64: log-linear between budgets, null if the largest does not reach it.
 
-`--timed` reports seconds, as ratios to best-of-n at the same budget on the same solver; only for a quiet machine. `--save FOLDER`
-writes policies.json and policies.md; it replaces what they say of this world and keeps what they say of others.
+`--timed` measures seconds and nothing else, so fewer prompts will do; only for a quiet machine. Every policy is timed once for
+each seed, and so is best-of-n at the same budget on the same solver: the ratio is the geometric mean of these paired ratios, its
+interval Student's over their logarithms.
+
+`--save FOLDER` writes policies.json and policies.md; it replaces what they say of this world and keeps what they say of others.
+With `--timed` it keeps this world's scores too, and replaces its seconds alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from policies_report import BASE, interval, markdown, nfe_ratio, verdict
+from policies_report import BASE, interval, markdown, nfe_ratio, paired_ratio, timed_page, verdict
 
 import tsdiff
 from tsdiff.treesearch import registry
@@ -34,6 +40,7 @@ from tsdiff.treesearch.search import prepare
 
 REFERENCE = 64  # of the NFE ratio, in samples
 RESAMPLES = 2000
+TIMED = (3, 5)  # prompts and seeds where seconds are measured
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ def search(world: World, conditions: list[Condition], policy: str, solver: str, 
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every policy at every budget, seed by seed, so that a drift of the machine hits all alike."""
+    """Every policy at every budget."""
     world = WORLDS[options.world]()
     conditions = world.chosen(options.prompts)
     pairs = entries(world, options.policies)
@@ -153,7 +160,6 @@ def summarise(world: World, kinds: list[str], found: dict[tuple[str, str], dict[
     axis = 1 if world.units == "seeds" else 0  # of (seeds, prompts), averaged away
     count = options.seeds if world.units == "seeds" else len(kinds)
     draws = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    seeds = np.random.default_rng(1).integers(options.seeds, size=(RESAMPLES, options.seeds))
     focus = np.array([kind == world.focus for kind in kinds])
 
     def units(pair: tuple[str, str], samples: int, what: str) -> np.ndarray:
@@ -181,25 +187,15 @@ def summarise(world: World, kinds: list[str], found: dict[tuple[str, str], dict[
             }
             if world.focus in kinds:
                 cell["good_focus"] = successes(pair, samples, focus)
-            if options.timed:
-                own, reference = (np.array([one["seconds"] for one in found[which][samples]]) for which in (pair, base))
-                ratios = own[seeds].sum(axis=1) / reference[seeds].sum(axis=1)
-                low, high = np.quantile(ratios, (0.025, 0.975)) if options.seeds > 1 else (None, None)
-                cell["seconds"] = {"total": round(float(own.sum()), 3), "ratio": round(float(own.sum() / reference.sum()), 3)}
-                cell["seconds"] |= {} if low is None else {"low": round(float(low), 3), "high": round(float(high), 3)}
             cells[str(samples)] = cell
         row: dict[str, Any] = {"policy": pair[0], "solver": pair[1], "budgets": cells}
         if REFERENCE in options.budgets:
             nfe, scores = (np.stack([units(pair, samples, what) for samples in options.budgets], axis=1) for what in ("nfe", "score"))
             row["nfe_ratio"] = nfe_ratio(nfe, scores, units(base, REFERENCE, "score"), units(base, REFERENCE, "nfe").mean(), draws)
         rows.append(row)
-    import torch
-
     return {
         "command": command(options, world),
-        "machine": platform.platform(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **machine(),
         "about": world.about,
         "verifier": world.verifier,
         "units": world.units,
@@ -208,9 +204,50 @@ def summarise(world: World, kinds: list[str], found: dict[tuple[str, str], dict[
         "budgets": options.budgets,
         "focus": world.focus,
         "good": world.good[1],
-        "timed": options.timed,
         "rows": rows,
     }
+
+
+# Seconds -------------------------------------------------------------------------------------------------------------
+
+
+def clock(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of every policy at every budget, seed by seed, so that a drift of the machine hits all alike."""
+    world = WORLDS[options.world]()
+    conditions = world.chosen(options.prompts)
+    pairs = entries(world, options.policies)
+    load = os.getloadavg()[0]
+    seconds: dict[tuple[str, str], dict[int, list[float]]] = {pair: {samples: [] for samples in options.budgets} for pair in pairs}
+    for pair in pairs:  # what a process does once is done before
+        search(world, conditions, *pair, options.budgets[0], 0, options)
+    for seed in range(options.seeds):
+        for samples in options.budgets:
+            for pair in pairs[:: -1 if seed % 2 else 1]:  # nobody always goes first
+                seconds[pair][samples].append(search(world, conditions, *pair, samples, seed, options)["seconds"])
+        print(f"seed {seed + 1} of {options.seeds}", file=sys.stderr, flush=True)
+    rows = [
+        {
+            "policy": policy,
+            "solver": solver,
+            "budgets": {
+                str(samples): {"mean": round(sum(own) / len(own) / len(conditions), 5), **paired_ratio(own, seconds[BASE, solver][samples])}
+                for samples, own in several.items()
+            },
+        }
+        for (policy, solver), several in seconds.items()
+    ]
+    head = {"command": command(options, world), **machine(), "load": round(load, 2)}
+    return head | {"prompts": len(conditions), "repeats": options.seeds, "budgets": options.budgets, "rows": rows}
+
+
+# The report ----------------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    import torch
+
+    return {"machine": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
 def command(options: argparse.Namespace, world: World) -> str:
@@ -232,35 +269,52 @@ def merged(report: dict[str, Any], worlds: dict[str, Any]) -> dict[str, Any]:
     return {"nfe_ratio_to_best_of_64": ratios, "worlds": {name: together[name] for name in WORLDS if name in together}}
 
 
-def main() -> None:
+def saved(target: Path | None) -> dict[str, Any]:
+    """What a policies.json says of each world; nothing where there is no file."""
+    worlds: dict[str, Any] = {} if target is None or not target.exists() else json.loads(target.read_text())["worlds"]
+    return worlds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description="Every policy at equal compute.")
     parser.add_argument("--world", choices=tuple(WORLDS), default="gaussian")
     parser.add_argument("--model", help="the world's model by another name, e.g. the folder of a pipeline")
     parser.add_argument("--policies", nargs="+", metavar="NAME", help="registered policies; all by default")
     parser.add_argument("--budgets", nargs="+", type=int, default=[4, 16, 64], help="in NFE of one sample")
-    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--seeds", type=int, help="with --timed: how often everything is timed")
     parser.add_argument("--prompts", type=int, help="evenly spread over the kinds of the world's suite")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--timed", action="store_true", help="report seconds; only on a quiet machine")
+    parser.add_argument("--timed", action="store_true", help="measure seconds alone; only on a quiet machine")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="write policies.json and policies.md")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     world = WORLDS[options.world]()
     options.model = options.model or world.model
     options.policies = options.policies or registry.policies.names()
     options.budgets = sorted(set(options.budgets))
-    options.seeds, options.prompts = options.seeds or world.seeds, options.prompts or world.prompts
-    if (options.seeds if world.units == "seeds" else options.prompts) < 2:
-        parser.error(f"an interval needs at least two {world.units}")
+    prompts, seeds = TIMED if options.timed else (world.prompts, world.seeds)
+    options.prompts, options.seeds = options.prompts or prompts, options.seeds or seeds
+    units = "seeds" if options.timed else world.units
+    if getattr(options, units) < 2:
+        parser.error(f"an interval needs at least two {units}")
     import torch
 
     torch.set_num_threads(options.threads)
     target = None if options.save is None else options.save / "policies.json"
-    kept = json.loads(target.read_text())["worlds"] if target is not None and target.exists() else {}
-    report = merged({options.world: measure(options)}, kept)
+    if options.timed and target is not None and options.world not in saved(target):
+        parser.error(f"--timed adds to the scores of a world, but {target} has none of {options.world}; measure them first, without --timed")
+    measured = clock(options) if options.timed else measure(options)
+    worlds = saved(target)  # as they are now: another measurement may have been saved meanwhile
+    if not options.timed:
+        report = merged({options.world: measured}, worlds)
+    elif target is not None:
+        report = merged({options.world: worlds[options.world] | {"seconds": measured}}, worlds)
+    else:
+        print(json.dumps(measured) if options.json else timed_page(measured), end="\n" if options.json else "")
+        return
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(report, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,19 @@ def verdict(differences: np.ndarray, bounds: dict[str, float]) -> str:
     if not differences.any():
         return "same"
     return "better" if bounds["low"] > 0.0 else "worse" if bounds["high"] < 0.0 else "unclear"
+
+
+def paired_ratio(own: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """Geometric mean of own/reference, pair by pair, and its 95 % interval by Student's law of the ratios' logarithms.
+
+    Args:
+      own, reference: seconds of the same repeats, at least two.
+    """
+    from scipy.special import stdtrit
+
+    logs = np.log(np.asarray(own) / np.asarray(reference))
+    half = float(stdtrit(len(logs) - 1, 0.975)) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    return {key: round(math.exp(float(logs.mean()) + side * half), 3) for key, side in (("ratio", 0), ("low", -1), ("high", 1))}
 
 
 # The page -----------------------------------------------------------------------------------------------------------
@@ -127,15 +141,30 @@ def section(name: str, world: dict[str, Any]) -> list[str]:
             lines += table(["policy", "solver", *heads], every(lambda one, key=key: cell(one[key], 100.0, 0)))
     lines += ["", "What a search spent: NFE in samples' worth, and verifier calls, which budgets do not limit:", ""]
     lines += table(["policy", "solver", *heads], every(lambda one: f"{one['samples_worth']:.1f}, {one['verifier_calls']:.0f} calls"))
-    if world["timed"]:
-        lines += ["", f"Seconds, as ratios to best-of-n at the same budget on the same solver ({world['machine']}, {world['threads']} thread(s)):", ""]
-        lines += table(["policy", "solver", *heads], every(lambda one: seconds_text(one["seconds"])))
+    if "seconds" in world:
+        lines += ["", *seconds_section(world["seconds"])]
     return [*lines, ""]
 
 
-def seconds_text(seconds: dict[str, float]) -> str:
-    """A ratio of seconds, with its interval where there are several seeds."""
-    return f"{seconds['ratio']:.2f}" + (f" ({seconds['low']:.2f} to {seconds['high']:.2f})" if "low" in seconds else "")
+def seconds_section(timed: dict[str, Any]) -> list[str]:
+    """Seconds, which are measured on their own."""
+    budgets = [str(samples) for samples in timed["budgets"]]
+    rows = []
+    for row in timed["rows"]:
+        cells = [row["budgets"][samples] for samples in budgets]
+        texts = [f"{one['mean']:.3g} s" if row["policy"] == BASE else f"{one['ratio']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for one in cells]
+        rows.append([row["policy"], row["solver"], *texts])
+    return [
+        f"Seconds a prompt of best-of-n, and of the others as ratios to best-of-n at the same budget on the same solver. "
+        f"`{timed['command']}`: {timed['prompts']} prompts side by side, {timed['repeats']} repeats, whose paired ratios the intervals are of; "
+        f"{timed['machine']}, torch {timed['torch']}, {timed['threads']} thread(s), load {timed['load']:g} beforehand:", "",
+        *table(["policy", "solver", *(f"{samples}x" for samples in budgets)], rows),
+    ]  # fmt: skip
+
+
+def timed_page(timed: dict[str, Any]) -> str:
+    """Seconds alone, for people."""
+    return "\n".join(seconds_section(timed)) + "\n"
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -218,3 +218,54 @@ def test_prompts_are_spread_over_kinds():
         assert len(kinds) == count
         assert 0 <= 2 * kinds.count("rare mode") - count <= 1
     assert len({condition.prompt for condition in world.chosen(6)}) == 6
+
+
+# Seconds -------------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_of_seconds_are_paired():
+    """The geometric mean and Student's interval, by hand; a drift that hits both sides of every pair alike is no error."""
+    own, base = [2.0, 8.0, 4.0], [1.0, 2.0, 2.0]  # ratios 2, 4, 2
+    half = 4.302653 * math.log(2.0) / 3.0  # t of two degrees of freedom, times the standard error of the logarithms
+    middle = math.log(2.0) * 4.0 / 3.0
+    said = report.paired_ratio(own, base)
+    assert [said[key] for key in ("low", "ratio", "high")] == pytest.approx([math.exp(middle + side * half) for side in (-1, 0, 1)], abs=1e-3)
+    assert report.paired_ratio([3.0, 30.0, 300.0], [2.0, 20.0, 200.0]) == {"ratio": 1.5, "low": 1.5, "high": 1.5}
+
+
+def test_seconds_are_added_to_the_scores_of_a_world(tmp_path, monkeypatch, capsys):
+    """A file of scores alone is taken as it is; its scores stay, and the page gets one more table."""
+    calls = []
+
+    def search(world, conditions, policy, solver, samples, seed, options):
+        calls.append((policy, samples, seed))
+        return {"seconds": {"best-of-n": 2.0, "beam": 6.0}[policy] * samples * (1 + seed) * len(conditions)}
+
+    monkeypatch.setattr(benchmark, "search", search)
+    timed = ["--world", "gaussian", "--timed", "--policies", "beam", "--budgets", "4", "16", "--seeds", "2", "--save", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        benchmark.main(timed)
+    assert "has none of gaussian; measure them first" in capsys.readouterr().err
+    file = tmp_path / "policies.json"
+    file.write_text(json.dumps(RESULTS), encoding="utf-8")
+    benchmark.main(timed)
+    capsys.readouterr()
+    written = json.loads(file.read_text(encoding="utf-8"))
+    seconds = written["worlds"]["gaussian"].pop("seconds")
+    assert written == RESULTS, "nothing else has changed"
+    assert seconds["command"] == "python benchmarks/policies.py --world gaussian --policies beam --budgets 4 16 --prompts 3 --seeds 2 --timed"
+    assert (seconds["prompts"], seconds["repeats"], seconds["budgets"]) == (3, 2, [4, 16])
+    assert [row["policy"] for row in seconds["rows"]] == ["best-of-n", "beam"]
+    assert calls[2:] == [(policy, samples, seed) for seed in (0, 1) for samples in (4, 16) for policy in (["best-of-n", "beam"], ["beam", "best-of-n"])[seed]]
+    table = "| best-of-n | ddim | 12 s | 48 s |\n| beam | ddim | 3.00 (3.00 to 3.00) | 3.00 (3.00 to 3.00) |\n"
+    page = (tmp_path / "policies.md").read_text(encoding="utf-8")
+    assert report.timed_page(seconds).endswith(table)
+    assert page.replace(report.timed_page(seconds), "").split() == report.markdown(RESULTS).split(), "the table, and nothing else"
+    assert len(page) > len(report.markdown(RESULTS))
+
+
+@pytest.mark.parametrize("words", [["--timed", "--seeds", "1"], ["--seeds", "1"], ["--world", "shapes", "--prompts", "1"]], ids=" ".join)
+def test_one_measurement_has_no_interval(words, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(words)
+    assert "an interval needs at least two" in capsys.readouterr().err
