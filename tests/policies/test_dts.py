@@ -468,7 +468,7 @@ def test_a_model_that_breaks_on_the_way_fails_nodes_only(kind):
 
 @pytest.mark.parametrize("kind", [DTS, DTSStar])
 def test_a_deterministic_solver_is_refused_by_name(kind):
-    with pytest.raises(UsageError, match=f"policy {kind.name} .* but solver ddim is deterministic; choose a stochastic one"):
+    with pytest.raises(UsageError, match=f"policy {kind.name} .* but solver ddim is deterministic; choose a stochastic one .*takes --eta\\)$"):
         tsdiff.search("gaussian", PROMPT, policy=kind(), verifier="gaussian-target", solver="ddim")
     assert kind().needs == kind(levels=()).needs == {"absolute", "stochastic"}, "first noises branch, too"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsdiff.policies.beam import Beam
+from tsdiff.policies.mcts import MCTS
 from tsdiff.treesearch.errors import UsageError, unknown_name
 from tsdiff.treesearch.parameters import build, check, describe, parameter, parse
 
@@ -81,6 +83,17 @@ def test_everything_is_described():
     assert rows["share"]["range"] == "above 0 and below 1"
     assert {row["name"] for row in describe(Beam)} >= {"width", "branch", "levels"}
     assert all(row["help"] for row in describe(Beam))
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_infinity_is_no_number(number):
+    """Neither as a number nor as text, of whatever type, and not for a parameter without that bound either."""
+    for value in (number, str(number)):
+        for name in ("count", "share", "levels", "limit"):
+            with pytest.raises(UsageError, match=f"demo: {name} is '?{number}'? but must be"):
+                build(Options, {name: value})
+        with pytest.raises(UsageError, match=f"mcts: exploration is {number} but must be"):
+            build(MCTS, {"exploration": value})
 
 
 def test_the_last_of_several_types_tells_the_mistake():

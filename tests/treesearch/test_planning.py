@@ -94,7 +94,7 @@ CASES = {
     "helper of another shape": ("does not share", {"helpers": {"small": Hooked("vp", "two-modes")}}),
     "option": ("did you mean 'steps'", {"step": 3}),
     "verifiers": ("did you mean 'verifier'", {"verifiers": [Judge()]}),
-    "stochastic needed": ("choose a stochastic", {"policy": Beam(branch_by="step")}),
+    "stochastic needed": ("choose a stochastic one .*, or branch_by=renoise", {"policy": Beam(branch_by="step")}),
     "no prompts": ("empty", {}),
     "prompt of no kind": ("neither text nor a Condition", {}),
     "prompt": ("cannot read the prompt", {}),

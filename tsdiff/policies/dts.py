@@ -122,7 +122,7 @@ class DTSStar(DiffusionTree):
 
     name: ClassVar[str] = "dts-star"
 
-    inverse_temperature: float = parameter(10.0, low=0.0, below=math.inf, symbol="lambda", help="of the soft back-up, in units of 1/score; 0 backs up means")
+    inverse_temperature: float = parameter(10.0, low=0.0, symbol="lambda", help="of the soft back-up, in units of 1/score; 0 backs up means")
     exploration: float = parameter(1.0, low=0.0, symbol="c", help="weight of the bonus for rarely visited children, beside values from 0 to 1")
     backup: Literal["soft", "max"] = parameter("soft", help="how children's values make their parent's")
 

@@ -90,7 +90,7 @@ class DiffusionTree(ABC):
     levels: tuple[float, ...] = parameter((0.2, 0.4, 0.6, 0.8), above=0.0, below=1.0, help="branch levels beside pure noise, as shares of the schedule from noise (0) to clean (1)")
     widening: float = parameter(2.0, low=1.0, symbol="C", help="a node visited n - 1 times gets another child while it has fewer than C n^alpha")
     exponent: float = parameter(0.8, above=0.0, high=1.0, symbol="alpha", help="how fast nodes widen; small makes deep, narrow trees")
-    inverse_temperature: float = parameter(1.0, low=0.0, below=math.inf, symbol="lambda", help="how strongly scores count, in units of 1/score; 0 samples the model")
+    inverse_temperature: float = parameter(1.0, low=0.0, symbol="lambda", help="how strongly scores count, in units of 1/score; 0 samples the model")
     in_flight: int = parameter(1, low=1, symbol="P", help="simulations in one batch at most; at 1 each knows the scores of all before it")
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class SMC:
     size_parameters: ClassVar[tuple[str, ...]] = ("particles",)
 
     particles: int = parameter(4, low=1, symbol="K", help="samples that are denoised side by side")
-    inverse_temperature: float = parameter(10.0, low=0.0, below=math.inf, symbol="lambda", help="how strongly rewards count, in units of 1/score; 0 samples the model")
+    inverse_temperature: float = parameter(10.0, low=0.0, symbol="lambda", help="how strongly rewards count, in units of 1/score; 0 samples the model")
     potential: Literal["difference", "max", "sum", "rt"] = parameter("max", symbol="G", help="what a level's reward does to the weight")
     interval: float = parameter(0.2, low=0.001, high=1.0, help="distance between levels to resample at, as a share of the schedule; at least one level")
     t_start: float = parameter(0.2, low=0.0, high=1.0, help="first level to resample at, as a share of the schedule from noise (0) to clean (1)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -45,7 +44,7 @@ class SVDD:
     size_parameters: ClassVar[tuple[str, ...]] = ("candidates",)
 
     candidates: int = parameter(20, low=1, symbol="M", help="continuations to choose from at each step")
-    temperature: float = parameter(0.0, low=0.0, below=math.inf, symbol="alpha", help="how freely to choose, in units of the score; 0 takes the best")
+    temperature: float = parameter(0.0, low=0.0, symbol="alpha", help="how freely to choose, in units of the score; 0 takes the best")
 
     def __post_init__(self) -> None:
         check(self)

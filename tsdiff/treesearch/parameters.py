@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ def range_text(metadata: Mapping[str, Any]) -> str:
 
 
 def check(options: Any) -> None:
-    """Check the ranges and choices of a dataclass made of `parameter` fields.
+    """Check the ranges and choices of a dataclass made of `parameter` fields. No number may be infinite.
 
     Raises:
       UsageError: naming the parameter, the value and the rule.
@@ -57,8 +58,12 @@ def check(options: Any) -> None:
         if choices and value not in choices and value is not None:
             raise UsageError(f"{name}: {field.name} is {value!r} but must be one of {', '.join(map(repr, choices))}")
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, (int, float)) and not isinstance(number, bool) and not _inside(number, field.metadata):
-                raise UsageError(f"{name}: {field.name} is {number:g} but must be {range_text(field.metadata)}")
+            if not isinstance(number, (int, float)) or isinstance(number, bool):
+                continue
+            if not _inside(number, field.metadata):
+                raise UsageError(f"{name}: {field.name} is {number:g} but must be {range_text(field.metadata) or 'a number'}")
+            if number in (math.inf, -math.inf):
+                raise UsageError(f"{name}: {field.name} is {number:g} but must be finite")
 
 
 def _inside(value: float, metadata: Mapping[str, Any]) -> bool:
@@ -114,7 +119,7 @@ def parse(label: str, value: Any, kind: Any) -> Any:
         if kind is int and isinstance(value, float) and value != int(value):
             raise ValueError
         return kind(value) if isinstance(value, (str, int, float)) and kind in (int, float) else value
-    except ValueError:
+    except (ValueError, OverflowError):
         wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
         raise UsageError(f"{label} is {value!r} but must be {wanted}") from None
 

@@ -554,8 +554,9 @@ def _budgets(policy: Policy | Allocator, nfe: int | None, total_nfe: int | None,
         total_nfe = _whole("total_nfe", total_nfe)
         if nfe is not None:
             raise UsageError(f"nfe={nfe} and total_nfe={total_nfe} were both given; nfe is the budget of each search, total_nfe that of all together: give one")
+        several = f" and there are {runs} searches" if runs > 1 else ""
         if total_nfe < runs * least:
-            raise UsageError(f"total_nfe is {total_nfe} but {sample} and there are {runs} searches; the smallest total is {runs * least}")
+            raise UsageError(f"total_nfe is {total_nfe} but {sample}{several}; the smallest total is {runs * least}")
         return (None if isinstance(policy, Allocator) else total_nfe // runs), total_nfe
     if isinstance(policy, Allocator):
         same = "" if nfe is None else f"; nfe={nfe} for each of {runs} is total_nfe={nfe * runs}"

@@ -120,9 +120,10 @@ def check_needs(policy: Policy | Allocator, setting: Setting, solvers: Sequence[
       UsageError: naming both and what to change.
     """
     if "stochastic" in policy.needs and not setting.solver.stochastic:
+        otherwise = ", or branch_by=renoise" if hasattr(getattr(policy, "policy", policy), "branch_by") else ""
         raise UsageError(
             f"policy {policy.name} as configured branches by stochastic steps, but solver {setting.solver} is deterministic; "
-            f"choose a stochastic one (this model has {', '.join(solvers)}; ddim takes --eta) or branch by re-noising"
+            f"choose a stochastic one (this model has {', '.join(solvers)}; ddim takes --eta){otherwise}"
         )
     if "flow" in policy.needs and setting.schedule.kind != "flow":
         raise UsageError(f"policy {policy.name} needs a flow model, but solver {setting.solver} is of kind {setting.schedule.kind!r}")
