@@ -40,6 +40,7 @@ def script(path: str) -> ModuleType:
 reference = script("docs/make_policy_reference.py")
 report = script("benchmarks/policies_report.py")
 benchmark = script("benchmarks/policies.py")  # imports the report by its name
+flights = script("benchmarks/mcts_parallel.py")
 ENTRIES = reference.entries(PAGE)
 each_policy = pytest.mark.parametrize("name", sorted(HOMES))
 
@@ -209,6 +210,20 @@ def test_what_does_not_beat_best_of_n_is_said():
         beaten = {row["policy"] for row in world["rows"] if all(cell["verdict"] != "better" for cell in row["budgets"].values())} - {"best-of-n"}
         last = report.plain_words(world)[-1]
         assert set(re.findall(r"[\w-]+", last.partition(":")[2])) - {"none"} == beaten
+
+
+def test_eight_simulations_in_flight_reach_what_one_after_the_other_does():
+    """As measured: within the sequential search's interval, in batches that are mostly full; the page is made of the numbers."""
+    measured = json.loads((ROOT / "docs/results/mcts_parallel.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs/results/mcts_parallel.md").read_text(encoding="utf-8") == flights.markdown(measured)
+    assert measured["rows"] == 8
+    assert set(measured["searches"]) == set(flights.SEARCHES)
+    for rows in measured["searches"].values():
+        alone = rows.pop("sequential")
+        assert set(rows) == set(flights.FLIGHTS) - {"sequential"}
+        for row in rows.values():
+            assert row["value"]["mean"] >= alone["value"]["low"]
+            assert row["batch_fill"] > 0.5 > 3 * alone["batch_fill"]
 
 
 def test_prompts_are_spread_over_kinds():

@@ -56,7 +56,7 @@ def test_the_plan_says_what_is_shared_and_what_is_equal(tsdiff):
     assert re.search(r"^network rows +520 in all at most$", shared, re.MULTILINE)
     equal = tsdiff("plan", "--prompts", "prompts.txt", "--policy", "best-of-n", "--steps", "5", "--total-nfe", "410").stdout
     assert re.search(r"^together +410 NFE, in equal parts$", equal, re.MULTILINE)
-    assert re.search(r"^each run +100 NFE", equal, re.MULTILINE)
+    assert re.search(r"^each run +100 of 102 NFE, ", equal, re.MULTILINE)
     assert re.search(r"^network rows +420 in all$", equal, re.MULTILINE)
 
 

@@ -132,9 +132,10 @@ def test_unlimited_widening_is_best_of_n(kind, n, in_flight, seed):
     assert tree.tree.ledger.nfe == chains.tree.ledger.nfe
 
 
-def test_the_published_width_begins_with_32_independent_samples():
-    # 2 n^0.8 > n - 1 for n up to 32 and a bit: until then the root opens a child every time.
-    assert DTS().widths(32, 6) == [(32, 32)] * 6
+def test_the_published_width_begins_with_36_independent_samples():
+    # 2 n^0.8 > n - 1 for n up to 36: until then the root opens a child every time.
+    assert DTS().widths(36, 6) == [(36, 36)] * 6
+    assert DTS().widths(37, 6)[0] == (36, 36)
     assert DTS().widths(64, 2)[0] == (56, 56), "ceil(2 * 64^0.8)"
 
 

@@ -77,7 +77,7 @@ def test_the_mean_weight_estimates_the_normaliser(process):
 
 
 def test_the_published_width_converges_too():
-    """C = 2 and alpha = 0.8: the first 32 simulations are independent, so a tree begins as importance sampling."""
+    """C = 2 and alpha = 0.8: the first 36 simulations are independent, so a tree begins as importance sampling."""
     wanted = tilted("vp", STEPS)
     coarse, _ = laws("vp", 16, 30, widening=2.0, exponent=0.8)
     fine, _ = laws("vp", 80, 14, widening=2.0, exponent=0.8)

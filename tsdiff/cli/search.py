@@ -94,9 +94,10 @@ def announcement(plan: Plan) -> str:
 
 
 def nfe_text(plan: Plan) -> str:
-    """ "320 NFE" or "320 to 400 NFE"."""
+    """ "320 NFE" or "320 to 400 NFE"; under a budget, "399 of 400 NFE" says how far it is filled."""
     low, high = plan.cost.lower.nfe, plan.cost.upper.nfe
-    return f"{high:,} NFE" if low == high else f"{low:,} to {high:,} NFE"
+    budget = "" if plan.nfe is None else f" of {plan.nfe:,}"
+    return f"{high:,}{budget} NFE" if low == high else f"{low:,} to {high:,}{budget} NFE"
 
 
 def report(results: Results, *, as_json: bool, quiet: bool = False) -> int:
