@@ -15,7 +15,7 @@ from tsdiff.plugin.conformance import (
     VerifierConformance,
     gaussian,
 )
-from tsdiff.policies import MCTS, SMC, Beam
+from tsdiff.policies import Beam
 from tsdiff.treesearch import registry
 from tsdiff.treesearch.protocols import Allocator
 from tsdiff.verifiers import JpegCompressibility, JpegSize, Luminance, Sharpness, TargetColor, TotalVariation
@@ -41,23 +41,6 @@ class TestBuiltInPolicies(PolicyConformance):
 
 def test_all_built_in_policies_are_here():
     assert {"best-of-n", "beam"} <= set(POLICIES)
-
-
-OTHERWISE = {
-    "mcts, gumbel": MCTS(simulations=12, width=4, selection="gumbel", value="rollout", widening=1.0, exponent=0.5),
-    "mcts, puct": MCTS(simulations=12, selection="puct", value="lookahead", lookahead_steps=2, backup="soft", parallel="virtual-loss", widening=1.0, exponent=0.5),
-    "smc, tempered": SMC(particles=5, potential="difference", resampling="multinomial", ess_threshold=None, tempering="ess"),
-}
-
-
-class TestOtherwise(PolicyConformance):
-    """Policies with most choices, as others would set them."""
-
-    examples = 2
-
-    @pytest.fixture(params=OTHERWISE)
-    def policy(self, request):
-        return OTHERWISE[request.param]
 
 
 class TestBuiltInAllocators(AllocatorConformance):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from policy_checks import leaves, run, sick, values
 
 import tsdiff
+from tsdiff.plugin.conformance import PolicyConformance
 from tsdiff.policies import BestOfN
 from tsdiff.policies.dts import DTS, DTSStar
 from tsdiff.treesearch.errors import BudgetExhausted, UsageError
@@ -518,3 +519,13 @@ def test_options_survive_json_and_the_command_line(policy):
     if policy.levels:
         typed = {key: ",".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in options.items()}
         assert build(type(policy), typed) == policy
+
+
+class TestConformance(PolicyConformance):
+    """A narrow tree with several simulations in flight."""
+
+    examples = 2
+
+    @pytest.fixture(params=[DTS(**NARROW, simulations=10, in_flight=4, read_out="descent"), DTSStar(**NARROW, simulations=10, in_flight=3, backup="max")], ids=lambda policy: policy.name)
+    def policy(self, request):
+        return request.param

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
 from fake_driver import DETERMINISTIC, FakeDriver, setting
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tsdiff.plugin.conformance import PolicyConformance
 from tsdiff.policies.mcts import MCTS
 from tsdiff.policies.mcts_tree import Place, SearchTree
 from tsdiff.treesearch.node import Node
@@ -67,6 +69,7 @@ def best(scores: list[float]) -> int:
     return scores.index(first)
 
 
+@settings(max_examples=40)
 @given(children=families(), c=st.floats(0.0, 3.0))
 def test_puct_weighs_values_against_a_prior_of_clean_estimates(children, c):
     """Q + (c + ln((N + 19653) / 19652)) P sqrt(N) / (1 + n), P the softmax of normalised estimates."""
@@ -80,6 +83,7 @@ def test_puct_weighs_values_against_a_prior_of_clean_estimates(children, c):
     assert decide(MCTS(selection="puct", exploration=c, prior="uniform"), children) == best(even)
 
 
+@settings(max_examples=40)
 @given(children=families())
 def test_below_the_root_gumbel_serves_whoever_has_too_few_visits(children):
     """The largest pi' - n / (1 + sum n), pi' the softmax of log P + (c_visit + max n) c_scale Q."""
@@ -90,6 +94,7 @@ def test_below_the_root_gumbel_serves_whoever_has_too_few_visits(children):
     assert decide(MCTS(selection="gumbel", inverse_temperature=LAMBDA), children) == best(scores)
 
 
+@settings(max_examples=40)
 @given(children=families(), flying=st.integers(0, 4))
 def test_uct_counts_what_is_in_flight_with_or_without_a_loss(children, flying):
     """Unobserved counts enter the bonus alone; a virtual loss takes its share of the value, too."""
@@ -116,6 +121,7 @@ def test_boltzmann_chooses_in_proportion():
     assert (np.abs(shares - law) < 4.0 * np.sqrt(law * (1.0 - law) / 4000)).all()
 
 
+@settings(max_examples=40)
 @given(children=families(), seed=st.integers(0, 99))
 def test_halving_keeps_the_highest_of_gumbel_prior_and_value(children, seed):
     """After the first phase the better half by g + log P + sigma(Q) stays in the race."""
@@ -212,3 +218,18 @@ def test_clean_estimates_and_renoised_children_are_the_sequential_pseudo_code(si
     assert [leaf.score("value") for leaf in fast.leaves()] == [leaf.score("value") for leaf in slow.leaves()], "the same simulations in the same order"
     assert answer.id == expected.id
     assert fast.nfe == slow.nfe
+
+
+NARROW = {"simulations": 12, "widening": 1.0, "exponent": 0.5}
+OTHERWISE = {
+    "gumbel": MCTS(**NARROW, width=4, selection="gumbel", value="rollout"),
+    "puct": MCTS(**NARROW, selection="puct", value="lookahead", lookahead_steps=2, backup="soft", parallel="virtual-loss"),
+}
+
+
+class TestConformance(PolicyConformance):
+    examples = 2
+
+    @pytest.fixture(params=OTHERWISE)
+    def policy(self, request):
+        return OTHERWISE[request.param]
