@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from family_folders import FOLDERS
 from tiny_sd import tiny_stable_diffusion
 
 
@@ -30,16 +28,3 @@ def tiny_folder(_saved: Path, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(_saved, tmp_path / "model"))
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Saved pipelines by family; tests must not change them."""
-    root = tmp_path_factory.mktemp("families")
-
-    def saved(family: str) -> Path:
-        if not (root / family).exists():
-            FOLDERS[family](root / family)
-        return root / family
-
-    return saved

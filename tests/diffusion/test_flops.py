@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import diffusers
 import pytest
 import torch
 from families import PIPELINES
-from family_folders import FOLDERS, asked, condition, size
+from family_folders import FOLDERS, asked, condition, kept_in, size
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tsdiff.diffusion.architectures import ARCHITECTURES
@@ -32,6 +33,12 @@ KNOWN = {
 """Side in pixels, TFLOP of a row and of a decode: counted independently, to three digits."""
 
 TOLERANCE = 0.005
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saved pipelines by family; tests must not change them."""
+    return kept_in(tmp_path_factory.mktemp("families"))
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.dit import pipeline_dit
-from family_folders import FOLDERS, OF_CLASSES, asked, condition, guidance, size
+from family_folders import FOLDERS, OF_CLASSES, asked, condition, guidance, kept_in, size
 from tiny_ltx import tiny_ltx
 from tiny_sd import tiny_stable_diffusion
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -32,6 +32,12 @@ from tsdiff.verifiers.programmatic import Luminance
 
 FAMILIES = list(FOLDERS)
 OF_IMAGES = [family for family in FAMILIES if family != "ltx"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saved pipelines by family; tests must not change them."""
+    return kept_in(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module")

@@ -26,14 +26,20 @@ def tiny_sit(folder: Path) -> None:
 FOLDERS: dict[str, Callable[[Path], Any]] = {**families.PIPELINES, "sit": tiny_sit, "ltx": tiny_ltx}
 """Writes a family's folder."""
 
+
+def kept_in(root: Path) -> Callable[[str], Path]:
+    """Where the folder of a family is, made when it is first asked for; tests must not change them."""
+
+    def folder(family: str) -> Path:
+        if not (root / family).exists():
+            FOLDERS[family](root / family)
+        return root / family
+
+    return folder
+
+
 OF_CLASSES = ("dit", "sit")
 """Families that are conditioned on a class."""
-
-OF_FLOWS = ("sd3", "flux", "sit", "ltx")
-"""Families that predict velocities."""
-
-NETWORKS = {"sd": "unet", "sdxl": "unet"}
-"""The component that predicts, where it is not "transformer"."""
 
 
 def condition(family: str, number: int = 0) -> Condition:
