@@ -12,6 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.pipelines.dit import pipeline_dit
 from family_folders import FOLDERS, OF_CLASSES, asked, condition, guidance, kept_in, size
 from tiny_ltx import tiny_ltx
@@ -192,6 +193,38 @@ def test_tiling_is_for_larger_images_and_part_of_the_fingerprint(folders: Any) -
     large = torch.randn(1, 4, 24, 24, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(model.decode(large).pixels, plain.decode(large).pixels)
     assert torch.equal(model.decode(large[..., :8, :8]).pixels, plain.decode(large[..., :8, :8]).pixels)
+
+
+def test_videos_larger_than_a_tile_are_decoded_as_their_autoencoder_tiles_them(folders: Any) -> None:
+    model, plain = (load_model(folders("ltx"), device="cpu", vae_tiling=tiling) for tiling in (True, False))
+    assert model.fingerprint != plain.fingerprint
+    latents = torch.randn(1, 8, 2, 8, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.decode(latents).pixels, plain.decode(latents).pixels)  # not larger than a tile
+    vae = model.pipeline.vae
+    vae.enable_tiling(tile_sample_min_height=32, tile_sample_min_width=32, tile_sample_stride_height=24, tile_sample_stride_width=24)
+    tiled, whole = (one.decode(latents).pixels for one in (model, plain))
+    assert tiled.shape == whole.shape == (1, 5, 3, 32, 64)
+    assert not torch.equal(tiled, whole)
+    mean, std = (part.view(-1, 1, 1, 1) for part in (vae.latents_mean, vae.latents_std))
+    with torch.no_grad():
+        theirs = vae.tiled_decode(latents * std / vae.config.scaling_factor + mean, None).sample[0].transpose(0, 1)
+    torch.testing.assert_close(tiled[0], (theirs / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "sit"])
+def test_weights_that_an_owner_keeps_elsewhere_are_used_in_place(folders: Any, family: str) -> None:
+    """As `pipe.enable_model_cpu_offload()` and its sequential twin leave them: on the meta device, until a hook brings them."""
+    plain, pipe = load_model(folders(family), device="cpu"), load_model(folders(family), device="cpu").pipeline
+    for part in (getattr(pipe, plain._network), pipe.vae):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    model = load_model(pipe)
+    assert next(model.network.parameters()).is_meta
+    latents = torch.randn(2, *model.latent_shape(size(family)), generator=torch.Generator().manual_seed(0))
+    (row,) = plain.encode([condition(family)], guided=False)[0].rows
+    time = torch.tensor([500.0, 20.0])
+    torch.testing.assert_close(model.forward(latents, time, [row] * 2), plain.forward(latents, time, [row] * 2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.decode(latents).pixels, plain.decode(latents).pixels, rtol=0, atol=1e-5)
+    assert next(model.network.parameters()).is_meta
 
 
 # Number formats -------------------------------------------------------------------------------------------------------
