@@ -5,7 +5,10 @@
 Networks are those of the published architectures (`tsdiff.diffusion.architectures`); no weights are downloaded. On a GPU they
 are bfloat16, as they are and with their repeated blocks compiled.
 
-    python benchmarks/families.py [--json] [--families sd15 sdxl ...] [--device cuda] [--no-compiled]
+    python benchmarks/families.py [--json] [--families sd15 sdxl ...] [--device cuda] [--no-compiled] [--save docs/results]
+
+`--save FOLDER` writes families.json and families.md. They hold one report for each device, so that figures of a GPU and of a CPU can
+be measured on two machines; a report takes the place of that device's earlier one.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import platform
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,10 +49,12 @@ TINY: dict[str, dict[str, Any]] = {
     "pixart-sigma": _XL | {"cross_attention_dim": 32, "caption_channels": 32},
     "dit-xl": _XL,
     "sit-xl": _XL,
+    "ltx-video": {"num_attention_heads": 2, "attention_head_dim": 16, "cross_attention_dim": 32, "num_layers": 2, "caption_channels": 32},
 }  # fmt: skip
-"""Entries of the networks' configs that make them small: 64 x 64 pixels."""
+"""Entries of the networks' configs that make them small."""
 
-SIDE = 64  # of tiny pictures
+TINY_VIDEO_VAE = {"block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4, "layers_per_block": (1,) * 5, "decoder_layers_per_block": (1,) * 5}
+TINY_SIZE = {"image": (64, 64), "video": (64, 64, 9)}
 LEVEL = 500.0
 
 
@@ -63,9 +69,10 @@ class Bench:
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device = name, device
         small = device == "cpu"
-        made = ARCHITECTURES[name].changed(TINY[name], TINY_VAE) if small else ARCHITECTURES[name]
-        outline: Any = made.outline()
-        self.size = outline.size(SIDE, SIDE) if small else outline.size(None, None)
+        made = ARCHITECTURES[name]
+        vae = TINY_VAE if made.vae_class == "AutoencoderKL" else TINY_VIDEO_VAE
+        outline: Any = (made.changed(TINY[name], vae) if small else made).outline()
+        self.size = outline.size(*TINY_SIZE[outline.media]) if small else outline.size(None, None)
         self.flops = count(outline, self.size)
         torch.manual_seed(0)
         before = torch.get_default_dtype()
@@ -100,7 +107,8 @@ class Bench:
         self.wait()
         started = time.perf_counter()
         conditions = [tsdiff.Condition(f"prompt {number}") for number in range(prompts)]
-        results = tsdiff.search(self.model, conditions, policy=Beam(), verifier=LatentMean(), steps=steps, max_batch=rows, baseline=False, height=self.size[0], width=self.size[1])
+        sides = dict(zip(("height", "width", "frames"), self.size, strict=False))
+        results = tsdiff.search(self.model, conditions, policy=Beam(), verifier=LatentMean(), steps=steps, max_batch=rows, baseline=False, **sides)
         self.wait()
         seconds = time.perf_counter() - started
         if results.failures:
@@ -131,7 +139,7 @@ def measure(bench: Bench, mode: str, rows: int, prompts: int, steps: int, repeat
         "parameters": sum(weight.numel() for weight in bench.model.network.parameters()),
         "flop_per_row": bench.flops.row,
         "forward_ms": round(1000 * forward, 2),
-        "tflops": round(bench.flops.row * rows / forward / 1e12, 3),
+        "tflops": float(f"{bench.flops.row * rows / forward / 1e12:.3g}"),
         "efficiency": round(forward * ledger.rows / rows / seconds, 4),
         "rows": ledger.rows,
         "padding": ledger.padding,
@@ -151,6 +159,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=2, help="prompts searched at once")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps")
     parser.add_argument("--repeats", type=int, default=3, help="alternations of bare network and search")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write families.json and families.md")
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, help="measure compiled networks too; by default on GPUs")
     options = parser.parse_args()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -172,6 +181,7 @@ def main() -> None:
         "prompts": options.prompts,
         "steps": options.steps,
         "repeats": options.repeats,
+        "number_format": "float32" if device == "cpu" else "bfloat16",
         "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
         "machine": platform.platform(),
         "processor": processor(),
@@ -179,7 +189,52 @@ def main() -> None:
         "torch": torch.__version__,
         "families": rows,
     }
+    if options.save is not None:
+        save(report, options.save)
     print(json.dumps(report) if options.json else text(report))
+
+
+def save(report: dict[str, Any], folder: Path) -> None:
+    """Write a device's report beside those of others, and the page about all of them."""
+    target = folder / "families.json"
+    devices = json.loads(target.read_text())["devices"] if target.exists() else {}
+    devices[report["device"]] = report
+    folder.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({"devices": devices}, indent=1) + "\n")
+    target.with_suffix(".md").write_text(page(devices))
+
+
+def page(devices: dict[str, dict[str, Any]]) -> str:
+    """The page, in Markdown: how it was measured on each device, and one table."""
+    lines = [
+        "# Search efficiency of every model family",
+        "",
+        "`python benchmarks/families.py`: the time that the bare network takes for the same rows in full batches, divided by the search's time "
+        "outside decoder and verifiers. Networks of the published architectures with random weights; guided beams of the default settings; bare "
+        "runs and searches alternate, and medians are given. FLUX.1 dev is told its guidance, so that its evaluations are one row. A tiny network "
+        "takes milliseconds, so that what a search does besides weighs more there than at full size.",
+        "",
+    ]
+    for name, one in devices.items():
+        lines += [
+            f"* {name}: {one['sizes']} sizes, {one['number_format']}; {one['batch']} rows a call, prompts at once: {one['prompts']}, steps: {one['steps']}, "
+            f"medians of {one['repeats']}; {one['processor']}, threads: {one['threads']}, torch {one['torch']}."
+        ]
+    head = ("device", "family", "network", "pixels", "parameters", "GFLOP a row", "ms a call", "TFLOP/s", "rows", "padding", "calls", "peak memory", "efficiency")
+    lines += ["", f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * 4 + ['---:'] * 9)} |"]
+    for name, report in devices.items():
+        for one in report["families"]:
+            memory = "" if one["peak_memory_gb"] is None else f"{one['peak_memory_gb']:.3g} GB"
+            cells = (name, *cells_of(one)[:-1], memory, cells_of(one)[-1])
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def cells_of(one: dict[str, Any]) -> tuple[Any, ...]:
+    """A family's figures, as a table shows them."""
+    pixels = "x".join(map(str, one["pixels"]))
+    numbers = (f"{one['parameters'] / 1e6:.4g} M", f"{one['flop_per_row'] / 1e9:.3g}", one["forward_ms"], one["tflops"], one["rows"], one["padding"], one["calls"])
+    return (one["family"], one["mode"], pixels, *numbers, f"{one['efficiency']:.3f}")
 
 
 def text(report: dict[str, Any]) -> str:
@@ -188,8 +243,7 @@ def text(report: dict[str, Any]) -> str:
     head = ("family", "mode", "pixels", "parameters", "GFLOP/row", "ms/call", "TFLOP/s", "rows", "padding", "calls", "efficiency")
     lines.append("  ".join(name.rjust(12) for name in head))
     for one in report["families"]:
-        cells = (one["family"], one["mode"], f"{one['pixels'][0]}x{one['pixels'][1]}", f"{one['parameters'] / 1e6:.1f} M", f"{one['flop_per_row'] / 1e9:.3g}", one["forward_ms"], one["tflops"], one["rows"], one["padding"], one["calls"], f"{one['efficiency']:.3f}")
-        lines.append("  ".join(str(cell).rjust(12) for cell in cells))
+        lines.append("  ".join(str(cell).rjust(12) for cell in cells_of(one)))
     return "\n".join(lines)
 
 

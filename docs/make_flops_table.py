@@ -14,11 +14,12 @@ from tsdiff.diffusion.architectures import ARCHITECTURES
 from tsdiff.treesearch.protocols import CountableOutline
 
 TARGET = Path(__file__).with_name("families.md")
-SIZES = {
-    "sd15": (512, 768), "sdxl": (768, 1024), "sd3": (512, 1024), "sd35-large": (512, 1024), "flux-dev": (512, 1024), "pixart-sigma": (512, 1024),
-    "dit-xl": (256,), "sit-xl": (256,),
+SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
+    "sd15": ((512, 512), (768, 768)), "sdxl": ((768, 768), (1024, 1024)), "sd3": ((512, 512), (1024, 1024)), "sd35-large": ((512, 512), (1024, 1024)),
+    "flux-dev": ((512, 512), (1024, 1024)), "pixart-sigma": ((512, 512), (1024, 1024)), "dit-xl": ((256, 256),), "sit-xl": ((256, 256),),
+    "ltx-video": ((480, 704, 121), (512, 704, 161)),
 }  # fmt: skip
-"""Sides of the square pictures that people make, by architecture."""
+"""Height and width, and frames of videos, that people make, by architecture."""
 
 _BLOCK = re.compile(r"(<!-- generated: operations -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -26,13 +27,14 @@ _BLOCK = re.compile(r"(<!-- generated: operations -->\n).*?(<!-- end -->)", re.D
 def table() -> str:
     """The table, in Markdown."""
     lines = ["| model | pixels | text tokens | a row, TFLOP | a decode, TFLOP | a decode in rows |", "| --- | --- | --- | --- | --- | --- |"]
-    for name, sides in SIZES.items():
+    for name, sizes in SIZES.items():
         outline = ARCHITECTURES[name].outline()
         assert isinstance(outline, CountableOutline)
-        for side in sides:
-            flops = outline.flops(outline.size(side, side))
+        for size in sizes:
+            flops = outline.flops(outline.size(*size))
             assert flops is not None
-            lines.append(f"| {ARCHITECTURES[name].title} | {side} x {side} | {_tokens(outline)} | {flops.row / 1e12:.3g} | {flops.decode / 1e12:.3g} | {flops.decode / flops.row:.2g} |")
+            pixels = " x ".join(map(str, size[:2])) + "".join(f", {frames} frames" for frames in size[2:])
+            lines.append(f"| {ARCHITECTURES[name].title} | {pixels} | {_tokens(outline)} | {flops.row / 1e12:.3g} | {flops.decode / 1e12:.3g} | {flops.decode / flops.row:.2g} |")
     return "\n".join(lines)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from family_folders import asked, condition, guidance, size
 from safetensors.torch import save_file
 from tiny_flux import tiny_flux
+from tiny_ltx import tiny_ltx
 from tiny_sd import tiny_stable_diffusion
 from tiny_sd3 import tiny_sd3
 from tiny_sdxl import tiny_sdxl
@@ -65,7 +67,7 @@ def as_kohya(factors: dict[tuple[str, str], tuple[Tensor, Tensor]], alpha: float
 def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, Path]]:
     """Tiny pipelines and the folders that they are saved in."""
     folder = tmp_path_factory.mktemp("pipes")
-    return {make.__name__: (make(folder / make.__name__), folder / make.__name__) for make in (tiny_stable_diffusion, tiny_sdxl, tiny_sd3, tiny_flux)}
+    return {make.__name__: (make(folder / make.__name__), folder / make.__name__) for make in (tiny_stable_diffusion, tiny_sdxl, tiny_sd3, tiny_flux, tiny_ltx)}
 
 
 def with_peft(monkeypatch: pytest.MonkeyPatch, there: bool = True) -> None:
@@ -85,8 +87,9 @@ def with_peft(monkeypatch: pytest.MonkeyPatch, there: bool = True) -> None:
         ("tiny_sdxl", ("unet", "text_encoder", "text_encoder_2"), as_kohya, 1.0),
         ("tiny_sd3", ("transformer", "text_encoder"), as_diffusers, 2.0),
         ("tiny_flux", ("transformer",), as_diffusers, 2.0),
+        ("tiny_ltx", ("transformer",), as_diffusers, 2.0),
     ],
-    ids=["sd", "sd, kohya", "sdxl", "sdxl, kohya", "sd3", "flux"],
+    ids=["sd", "sd, kohya", "sdxl", "sdxl, kohya", "sd3", "flux", "ltx"],
 )
 def test_weights_change_by_the_scaled_product_of_the_factors(
     pipes: dict[str, tuple[Any, Path]], tmp_path: Path, name: str, parts: tuple[str, ...], write: Callable[..., dict[str, Tensor]], alpha: float
@@ -124,6 +127,27 @@ def test_latents_equal_those_of_a_pipeline_with_the_adapters_and_several_files_a
     asked = {"latents": noise, "num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "latent"}
     torch.testing.assert_close(model.pipeline("a cat", **asked).images, theirs("a cat", **asked).images, rtol=0, atol=1e-4)
     assert not torch.allclose(model.pipeline("a cat", **asked).images, pipe("a cat", **asked).images, atol=1e-3)
+
+
+@needs_peft
+def test_a_search_of_videos_is_that_of_a_pipeline_with_the_adapter(pipes: dict[str, tuple[Any, Path]], tmp_path: Path) -> None:
+    pipe, folder = pipes["tiny_ltx"]
+    save_file(as_diffusers(factors_of(pipe, ("transformer",)), RANK), tmp_path / "style.safetensors")
+    with quiet_libraries():
+        theirs = diffusers.LTXPipeline.from_pretrained(folder)
+        theirs.set_progress_bar_config(disable=True)
+        theirs.load_lora_weights(tmp_path, weight_name="style.safetensors", adapter_name="style")
+        theirs.set_adapters(["style"], adapter_weights=[0.5])
+    noise = torch.randn((1, 8, 2, 8, 8), generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"policy": "best-of-n", "policy_options": {"n": 1}, "verifier": "luminance", "steps": 3, "baseline": False, "device": "cpu", "latents": noise}
+    merged, plain = (tsdiff.search(folder, condition("ltx"), lora=lora, **options, **asked("ltx"), **guidance("ltx")) for lora in (f"{tmp_path}/style.safetensors:0.5", ()))
+    wanted, (height, width, frames) = condition("ltx"), size("ltx")
+    made = theirs(
+        wanted.prompt, negative_prompt=wanted.negative_prompt, latents=noise.flatten(2).transpose(1, 2), height=height, width=width, num_frames=frames,
+        num_inference_steps=3, output_type="latent", **wanted.extra, **guidance("ltx"),
+    ).frames.transpose(1, 2).reshape(noise.shape)  # fmt: skip
+    torch.testing.assert_close(merged.latents[merged.node.index], made[0], rtol=0, atol=1e-4)
+    assert (made[0] - plain.latents[plain.node.index]).abs().max() > 1e-3
 
 
 @needs_peft
@@ -245,9 +269,10 @@ def test_models_that_we_do_not_load_or_that_take_none_are_refused_by_name(pipes:
         load_model(load_model(pipe), lora=lora)
     with pytest.raises(UsageError, match="but model 'gaussian' takes none"):
         load_model("gaussian", lora=lora)
-    other = tmp_path / "dit"
-    other.mkdir()
-    (other / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline"}))
-    with pytest.raises(UsageError, match=r"a DiTPipeline .* takes no LoRA"):
-        load_model(other, lora=lora)
+    for name in ("DiTPipeline", "SiTPipeline", "PixArtSigmaPipeline", "PixArtAlphaPipeline"):
+        other = tmp_path / name
+        other.mkdir()
+        (other / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        with pytest.raises(UsageError, match=rf"a {name} .* takes no LoRA"):
+            load_model(other, lora=lora)
     assert load_model(folder, device="cpu").encode([Condition("a")], guided=False)

@@ -66,7 +66,7 @@ def facts(plan: Plan, flops: Flops | None = None) -> dict[str, object]:
         "verifiers": ", ".join(_verifier(plan, verifier.name) for verifier in plan.verifiers),
         "solver": f"{plan.solver}, {plural(plan.schedule.last, 'step')}",
         "guidance": guidance,
-        "size": None if plan.size is None else f"{plan.size[0]} x {plan.size[1]} (height x width)",
+        "size": None if plan.size is None else f"{plan.size[0]} x {plan.size[1]} (height x width){''.join(f', {frames} frames' for frames in plan.size[2:])}",
         "runs": f"{plan.num_runs:,}",
         "each run": f"{nfe_text(plan)}, {_range(plan, 'decodes', 'decode')}, {_range(plan, 'verifier_calls', 'verifier call')} ({exact})",
         "together": None if plan.total_nfe is None else _together(plan),

@@ -22,8 +22,9 @@ class Architecture:
       title: what people call it.
       pipeline: class of its pipeline.
       network: (component, class, config) of what predicts.
-      vae: config of its autoencoder, an `AutoencoderKL`.
+      vae: config of its autoencoder.
       scheduler: (class, config).
+      vae_class: class of its autoencoder.
     """
 
     title: str
@@ -31,11 +32,12 @@ class Architecture:
     network: tuple[str, str, Mapping[str, Any]]
     vae: Mapping[str, Any]
     scheduler: tuple[str, Mapping[str, Any]]
+    vae_class: str = "AutoencoderKL"
 
     def outline(self, name: str | None = None) -> ModelOutline:
         """The model's outline."""
         component, network, config = self.network
-        components = {component: ("diffusers", network), "vae": ("diffusers", "AutoencoderKL"), "scheduler": ("diffusers", self.scheduler[0])}
+        components = {component: ("diffusers", network), "vae": ("diffusers", self.vae_class), "scheduler": ("diffusers", self.scheduler[0])}
         configs = {component: config, "vae": self.vae, "scheduler": self.scheduler[1]}
         return outline_of(Source(name or self.title, self.pipeline, LoadOptions(), components, _configs=configs))
 
@@ -123,5 +125,24 @@ ARCHITECTURES = {
     ),
     "dit-xl": Architecture("DiT-XL/2", "DiTPipeline", ("transformer", "DiTTransformer2DModel", _XL), _vae(4, 0.18215), ("DDIMScheduler", _LINEAR)),
     "sit-xl": Architecture("SiT-XL/2", "SiTPipeline", ("transformer", "DiTTransformer2DModel", _XL | {"out_channels": 4}), _vae(4, 0.18215), (_FLOW, {"shift": 1.0})),
+    "ltx-video": Architecture(
+        "LTX-Video 2B",
+        "LTXPipeline",
+        ("transformer", "LTXVideoTransformer3DModel", {
+            "in_channels": 128, "out_channels": 128, "patch_size": 1, "patch_size_t": 1, "num_attention_heads": 32, "attention_head_dim": 64,
+            "cross_attention_dim": 2048, "num_layers": 28, "caption_channels": 4096,
+        }),
+        {
+            "in_channels": 3, "out_channels": 3, "latent_channels": 128, "block_out_channels": (128, 256, 512, 512),
+            "decoder_block_out_channels": (128, 256, 512, 512), "layers_per_block": (4, 3, 3, 3, 4), "decoder_layers_per_block": (4, 3, 3, 3, 4),
+            "spatio_temporal_scaling": (True, True, True, False), "decoder_spatio_temporal_scaling": (True, True, True, False),
+            "patch_size": 4, "patch_size_t": 1, "scaling_factor": 1.0,
+        },
+        (_FLOW, {
+            "shift": 1.0, "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096,
+            "shift_terminal": 0.1,
+        }),
+        "AutoencoderKLLTXVideo",
+    ),
 }  # fmt: skip
 """By short name."""

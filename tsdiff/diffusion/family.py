@@ -97,6 +97,8 @@ class PipelineOutline(ABC):
     """Number format of the weights on an accelerator, where that has it."""
     network: tuple[str, str] | None = None
     """The component that predicts and its class in diffusers; None for a family whose operations cannot be counted."""
+    takes_no: Mapping[str, str] = {}
+    """Options of memory and speed that do not apply to the family, and why: it "..."."""
 
     def __init__(self, source: Source, plan: LevelPlan) -> None:
         self.source = source

@@ -51,17 +51,21 @@ def outline(reference: Any, options: LoadOptions) -> ModelOutline:
     check_dtype(options.dtype)
     source = source_of(reference, options)
     check_loras(source)
-    check_memory(source)
+    check_memory(source, _family(source).takes_no)
     return outline_of(source)
 
 
 def outline_of(source: Source) -> ModelOutline:
     """The outline of the family that a source belongs to. Raises UsageError if its class is not supported."""
+    family: ModelOutline = _family(source)(source)
+    return family
+
+
+def _family(source: Source) -> Any:
     if source.class_name not in FAMILIES:
         raise UsageError(f"{source.class_name} ({source.name!r}) is not supported; supported are {', '.join(sorted(FAMILIES))}")
     module, _, name = FAMILIES[source.class_name].partition(":")
-    family: ModelOutline = getattr(importlib.import_module(module), name)(source)
-    return family
+    return getattr(importlib.import_module(module), name)
 
 
 def load_model(

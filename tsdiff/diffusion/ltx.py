@@ -56,6 +56,12 @@ class LTXOutline(PipelineOutline):
     default_steps = 50
     default_guidance_scale = 3.0
     media = "video"
+    network = ("transformer", "LTXVideoTransformer3DModel")
+    takes_no: Mapping[str, str] = {
+        "vae_slicing": "decodes its videos one at a time as it is",
+        "channels_last": "has convolutions over time as well, which that layout is not for",
+        "x0_decoder": "makes videos, and tiny autoencoders decode images",
+    }
 
     def __init__(self, source: Source) -> None:
         source.require("transformer", "LTXVideoTransformer3DModel")
@@ -105,6 +111,10 @@ class LTXOutline(PipelineOutline):
         check_masks(condition)
         if guided:
             self.rules.check(padded(condition, self.rules), guided=True)
+
+    def row(self) -> Row:
+        """See `PipelineOutline`."""
+        return {**self.rules.row(), SPACING: _spacing(self.time, FRAME_RATE)}
 
     def load(self) -> LTXModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""
@@ -158,7 +168,7 @@ class LTXModel(LatentModel):
         """Videos (B, F, 3, H, W), float32 in [0, 1], of clean latents (B, C, f, h, w); one at a time, for they are large."""
         import torch
 
-        vae, device = self._vae, self._vae_device
+        vae, device = self._autoencoder(), self._vae_device
         mean, deviation = (part.view(-1, 1, 1, 1).to(device, torch.float32) for part in (vae.latents_mean, vae.latents_std))
         moment = torch.zeros(1, device=device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
         videos = []
@@ -189,7 +199,7 @@ def _fixed_noise(device: torch.device) -> Iterator[None]:
     """Some decoders add noise of torch's global generator: the same for every video, and the generator is left as it was."""
     import torch
 
-    on_cpu = device.type == "cpu"
+    on_cpu = device.type in ("cpu", "meta")
     source: Any = torch if on_cpu else getattr(torch, device.type)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         state = source.get_rng_state()
@@ -222,9 +232,14 @@ class Conditioner(TextConditioner):
 
     def facts(self, options: Mapping[str, Any]) -> dict[str, Tensor]:
         """How far the frames of a latent are apart."""
-        import torch
+        return {SPACING: _spacing(self.time, options.get("frame_rate", FRAME_RATE))}
 
-        return {SPACING: torch.tensor(self.time / options.get("frame_rate", FRAME_RATE), dtype=torch.float32)}
+
+def _spacing(time: int, rate: float) -> Tensor:
+    """Seconds between the frames of a latent, each of which stands for `time` frames of the video."""
+    import torch
+
+    return torch.tensor(time / rate, dtype=torch.float32)
 
 
 def _compression(source: Source, key: str, patch: str) -> int:

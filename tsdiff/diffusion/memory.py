@@ -31,8 +31,8 @@ _OWNERS = {
     "offload": "pipe.enable_model_cpu_offload()",
     "vae_slicing": "pipe.vae.enable_slicing()",
     "vae_tiling": "pipe.vae.enable_tiling()",
-    "channels_last": "pipe.unet.to(memory_format=torch.channels_last)",
-    "compile": "pipe.transformer.compile_repeated_blocks()",
+    "channels_last": "pipe.vae.to(memory_format=torch.channels_last)",
+    "compile": "pipe.{network}.compile()",
 }
 _BLOCKS = ("BasicTransformerBlock", "JointTransformerBlock")
 """Blocks that networks repeat whose classes of diffusers do not say which."""
@@ -41,8 +41,12 @@ _BLOCKS = ("BasicTransformerBlock", "JointTransformerBlock")
 # Checks, before weights are read -------------------------------------------------------------------------------------
 
 
-def check_memory(source: Source) -> None:
+def check_memory(source: Source, takes_no: Mapping[str, str]) -> None:
     """Raise unless a pipeline can have the options of memory and speed that were asked for.
+
+    Args:
+      source: of the pipeline.
+      takes_no: options that its family does not take, and why.
 
     Raises:
       UsageError: naming the option that does not apply.
@@ -51,9 +55,14 @@ def check_memory(source: Source) -> None:
     options = source.options
     if options.latent_dtype not in LATENT_DTYPES:
         raise UsageError(f"latent_dtype is {options.latent_dtype!r} but must be 'float32', or 'model' to round latents to the weights' format")
+    for name, why in takes_no.items():
+        if getattr(options, name):
+            raise UsageError(f"{name} was asked for but {source.name!r} ({source.class_name}) {why}; leave {name} out")
     if source.pipeline is not None:
-        for name, call in _OWNERS.items():
+        network = "unet" if "unet" in source.components else "transformer"
+        for name, told in _OWNERS.items():
             if getattr(options, name):
+                call = told.format(network=network)
                 raise UsageError(f"{name} was asked for but the {source.class_name} object is never changed; call `{call}` yourself and hand the pipeline over without {name}")
     for name, method in (("vae_slicing", "enable_slicing"), ("vae_tiling", "enable_tiling"), ("channels_last", "to")):
         if getattr(options, name):

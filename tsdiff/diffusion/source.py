@@ -72,9 +72,12 @@ class Source:
             raise UsageError(f"the {component} of {self.name!r} is a {class_name}, which is not supported; supported is {' or '.join(class_names)}")
 
     def scheduler(self) -> tuple[str, Mapping[str, Any]]:
-        """Class name and config of the pipeline's scheduler. Raises UsageError if it has none."""
+        """Class name and config of the pipeline's scheduler. Raises UsageError if it has none, or one that diffusers does not have."""
         if "scheduler" not in self.components:
             raise UsageError(f"{self.name!r} has no scheduler, so its noise levels are unknown; add its scheduler folder, or give the pipeline one")
+        library, class_name = self.components["scheduler"]
+        if self.pipeline is None and (library != "diffusers" or not class_name.endswith("Scheduler")):
+            raise UsageError(f"the scheduler of {self.name!r} is the class {class_name} of {library!r}, which is no scheduler of diffusers; save or download the pipeline again")
         return self.components["scheduler"][1], self.config("scheduler", "scheduler_config.json")
 
     def entry(self, component: str, key: str) -> Any:
