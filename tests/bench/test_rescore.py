@@ -21,6 +21,7 @@ from tsdiff.bench.answers import load_searches
 from tsdiff.bench.hacking import hacking_report
 from tsdiff.bench.rescore import NOT_KEPT, UNFINISHED, Rescore, rescore
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.node import Value
 from tsdiff.treesearch.plan import prepare
 from tsdiff.treesearch.protocols import Condition
@@ -336,10 +337,9 @@ def test_runs_that_are_none_or_are_being_written_are_refused(one, tmp_path):
         rescore([tmp_path / "nowhere"], ["luminance"])
     with pytest.raises(UsageError, match="no runs were given"):
         rescore([], ["luminance"])
-    run = load_run(one)
-    run.status = "running"
-    with pytest.raises(UsageError, match="is being written; wait for its search to end"):
-        rescore([run], ["luminance"])
+    (one / "run.json").write_text(json.dumps(json.loads((one / "run.json").read_text()) | {"status": "running"}))
+    with Lock(one / "lock"), pytest.raises(UsageError, match="is being written; wait for its search to end"):
+        rescore([load_run(one)], ["luminance"])
 
 
 def test_a_prompt_that_a_verifier_cannot_judge_is_told_before_anything_loads(one):

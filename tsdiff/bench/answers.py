@@ -9,13 +9,14 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.findruns import run_folders
 from tsdiff.treesearch.node import Value
 from tsdiff.treesearch.noise import Fresh, Given, Torch
 from tsdiff.treesearch.protocols import Condition, Verifier
 from tsdiff.treesearch.rescored import read_rescored
 from tsdiff.treesearch.results import Result
 from tsdiff.treesearch.runfolder import PICTURES, TREE
-from tsdiff.treesearch.saved import SavedRun, load_run, run_folders
+from tsdiff.treesearch.saved import SavedRun, load_run
 from tsdiff.treesearch.savedtree import SavedNode, SavedTree
 
 if TYPE_CHECKING:

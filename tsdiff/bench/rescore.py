@@ -18,6 +18,7 @@ from tsdiff.bench.statistics import spearman
 from tsdiff.treesearch.arguments import object_in, read_arguments
 from tsdiff.treesearch.batches import Batches, Limits
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.findruns import run_folders
 from tsdiff.treesearch.ledger import EngineLedger
 from tsdiff.treesearch.models import resolve_model, saved_options
 from tsdiff.treesearch.node import Value
@@ -33,7 +34,7 @@ from tsdiff.treesearch.references import VerifierLike, resolve_verifier
 from tsdiff.treesearch.rescored import Rescored, write_rescored
 from tsdiff.treesearch.run import Run
 from tsdiff.treesearch.runfolder import LATENTS, environment
-from tsdiff.treesearch.saved import SavedRun, load_run, run_folders
+from tsdiff.treesearch.saved import SavedRun, load_run
 from tsdiff.treesearch.savedtree import SavedNode
 from tsdiff.treesearch.schedule import SolverInfo
 from tsdiff.treesearch.stopwatch import Stopwatch

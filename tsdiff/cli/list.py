@@ -77,7 +77,8 @@ def _list_runs(folder: Path, *, as_json: bool) -> None:
 
 def _runs(folder: Path) -> Iterator[dict[str, Any]]:
     """A row for each run, in the order of their names; one of which nothing can be read has the status "unreadable"."""
-    from tsdiff.treesearch.saved import SavedRun, load_run, run_folders
+    from tsdiff.treesearch.findruns import run_folders
+    from tsdiff.treesearch.saved import SavedRun, load_run
 
     for path in run_folders(folder):
         try:

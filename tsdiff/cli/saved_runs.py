@@ -19,7 +19,8 @@ def read_runs(paths: Sequence[Path]) -> list[SavedRun]:
     Raises:
       UsageError: if a folder is not there, or none of them holds a run that can be read.
     """
-    from tsdiff.treesearch.saved import load_run, run_folders
+    from tsdiff.treesearch.findruns import run_folders
+    from tsdiff.treesearch.saved import load_run
 
     runs: dict[Path, SavedRun] = {}
     for folder in dict.fromkeys(found for path in paths for found in run_folders(path)):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tsdiff.cli.output import plural
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.findruns import run_folders
 from tsdiff.treesearch.models import resolve_model, saved_options
 from tsdiff.treesearch.node import Node
 from tsdiff.treesearch.protocols import DiffusionModel, Guidance, Sampler
 from tsdiff.treesearch.runfolder import LATENTS, TREE
-from tsdiff.treesearch.saved import SavedRun, load_run, run_folders
+from tsdiff.treesearch.saved import SavedRun, load_run
 from tsdiff.treesearch.savedtree import SavedTree
 from tsdiff.treesearch.schedule import Schedule
 

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from tsdiff.treesearch.errors import UsageError
+from tsdiff.treesearch.findruns import run_folders
 from tsdiff.treesearch.runfolder import BASELINE, INDEX, LATENTS, LOCK, PICTURES, RUN, TREE
-from tsdiff.treesearch.saved import run_folders
 
 JOURNAL, PREVIEWS, SEGMENTS, RESCORED = "journal.jsonl", "previews.pack", "latents", "rescored"
 
