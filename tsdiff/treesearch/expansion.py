@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tsdiff.treesearch.arguments import object_in, prepare_again, read_arguments, write_arguments
+from tsdiff.treesearch.budgets import capped
 from tsdiff.treesearch.disk import LOCAL, Disk
 from tsdiff.treesearch.durable import CHANGEABLE, about_run, same_machine
 from tsdiff.treesearch.errors import UsageError
@@ -18,7 +19,7 @@ from tsdiff.treesearch.journal import JournalReader
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.node import Node
-from tsdiff.treesearch.plan import Plan, capped, policy_options
+from tsdiff.treesearch.plan import Plan, policy_options
 from tsdiff.treesearch.pools import pools
 from tsdiff.treesearch.protocols import Allocator, Policy, Search, Setting, TreeView, Verifier
 from tsdiff.treesearch.rebuild import Rebuilt, rebuild

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from tsdiff.treesearch.asked import at_least, conditions_of, guidance_of, refuse_for_images, seeds_of, size_of, told_scale
+from tsdiff.treesearch.budgets import budgets_of, capped, check_target, fitted, limits_of
 from tsdiff.treesearch.engine import Limits
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.models import load_options, resolve_model
-from tsdiff.treesearch.noise import Given, Recipe, Torch
+from tsdiff.treesearch.noise import Recipe
 from tsdiff.treesearch.pools import announce, pools
 from tsdiff.treesearch.previews import SHOWS, Show
 from tsdiff.treesearch.protocols import (
@@ -29,13 +28,12 @@ from tsdiff.treesearch.protocols import (
     Policy,
     Setting,
     Size,
-    ToldOutline,
     Verifier,
-    VideoOutline,
 )
 from tsdiff.treesearch.references import resolve_verifier
 from tsdiff.treesearch.resolve import Verifiers, check_needs, resolve_policy, resolve_verifiers
 from tsdiff.treesearch.schedule import Schedule, SolverInfo
+from tsdiff.treesearch.starts import first_noise, initial_image, tail_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -277,17 +275,17 @@ def prepare(
             raise UsageError(f"no prompt was given and model {outline.name!r} has no demonstration; give a prompt")
         prompts = outline.demo.prompt
         notices.append(f"no prompt was given: searching the demonstration prompt {outline.demo.prompt!r}")
-    extra, guidance_scale = _told(outline, dict(condition_extra or {}), guidance_scale, true_cfg_scale)
+    extra, guidance_scale = told_scale(outline, dict(condition_extra or {}), guidance_scale, true_cfg_scale)
     if outline.media != "video":
-        _refuse_for_images(outline, frames=frames, fps=fps)
+        refuse_for_images(outline, frames=frames, fps=fps)
     elif init_image is not None:
         raise UsageError(f"init_image was given but model {outline.name!r} makes videos, which cannot start from an image; leave it out")
     if fps is not None:
         extra = {"frame_rate": fps} | extra
     base = Condition("", negative_prompt, class_label, tensors, extra)
-    conditions = tuple(_conditions(prompts, base))
+    conditions = tuple(conditions_of(prompts, base))
     scale = outline.default_guidance_scale if guidance_scale is None else guidance_scale
-    guidance = _guidance(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
+    guidance = guidance_of(outline, scale, guidance_rescale, guidance_interval, explicit=guidance_scale is not None)
     for condition in conditions:
         outline.check(condition, guided=guidance.on)
     if not verifiers and not callable(verifiers):
@@ -305,30 +303,28 @@ def prepare(
             raise UsageError(f"verifier {judge.name!r} asks a person in the page of the run, but this search is not recorded; give it a folder: out=FOLDER (--out)")
         for condition in conditions:
             judge.check(condition)
-    size = _size(outline, height, width, frames)
+    size = size_of(outline, height, width, frames)
     info = outline.solver(solver, eta)
-    whole = outline.schedule(info, outline.default_steps if steps is None else _at_least("steps", steps, 1), size)
-    schedule = _tail(whole, init_image, strength)
-    seeds = _seeds(seed)
-    first, given = _first_noise(initial_noise, latents, outline.latent_shape(size), seeds)
+    whole = outline.schedule(info, outline.default_steps if steps is None else at_least("steps", steps, 1), size)
+    schedule = tail_of(whole, init_image, strength)
+    seeds = seeds_of(seed)
+    first, given = first_noise(initial_noise, latents, outline.latent_shape(size), seeds)
 
     setting = Setting(schedule, info, judges[0], judges[1:], outline.media is not None, roles)
     check_needs(chosen, setting, outline.solvers)
     notices.extend(announce(judges, setting, len(conditions)))
     runs = len(conditions) * len(seeds)
-    nfe, total_nfe = _budgets(chosen, nfe, total_nfe, runs, setting)
-    _check_target(chosen, target, judges[0])
+    nfe, total_nfe = budgets_of(chosen, nfe, total_nfe, runs, setting)
+    check_target(chosen, target, judges[0])
     if isinstance(chosen, Allocator):
         assert total_nfe is not None
         cost = chosen.forecast(total_nfe, runs, setting)
     else:
         if nfe is not None and open_size:
-            chosen = _fitted(chosen, nfe, total_nfe, runs, setting)
+            chosen = fitted(chosen, nfe, total_nfe, runs, setting)
         cost = capped(chosen.cost(setting), nfe, setting)
-    if seconds is not None and not (isinstance(seconds, Real) and seconds > 0):
-        raise UsageError(f"seconds is {seconds!r} but must be a number above 0")
     plain = Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True) + setting.result()
-    limits = _limits(deterministic, max_batch, memory_limit, seconds)
+    limits = limits_of(deterministic, max_batch, memory_limit, seconds)
     return Plan(
         model=outline,
         conditions=conditions,
@@ -347,7 +343,7 @@ def prepare(
         out=None if out is None else Path(out),
         is_demo=is_demo,
         notices=tuple(notices),
-        image=_image(init_image, size) if init_image is not None else None,
+        image=initial_image(init_image, size) if init_image is not None else None,
         first=first,
         given=given,
         extra=extra,
@@ -376,129 +372,6 @@ def _usual_verifiers(demo: Demo, conditions: Sequence[Condition]) -> tuple[list[
     return chosen, missing
 
 
-def _limits(deterministic: bool, max_batch: int | None, memory_limit: int | None, seconds: float | None) -> Limits:
-    """Rows a call and bytes of latents; in deterministic mode the row counts are fixed, and fewer only if asked."""
-    usual = Limits(deterministic)
-    most = None if max_batch is None else _at_least("max_batch", max_batch, 1)
-    size = usual.host_bytes if memory_limit is None else _at_least("memory_limit", memory_limit, 1)
-
-    def capped(rows: int | None) -> int | None:
-        return most if rows is None else rows if most is None else min(rows, most)
-
-    return dataclasses.replace(
-        usual,
-        network=capped(usual.network),
-        decode=capped(usual.decode) or usual.decode,
-        verify=capped(usual.verify) or usual.verify,
-        host_bytes=size,
-        device_bytes=size,
-        seconds=seconds,
-    )
-
-
-def _conditions(prompts: Any, base: Condition) -> list[Condition]:
-    several = [None] if prompts is None else [prompts] if isinstance(prompts, (str, Condition)) else list(prompts)
-    if not several:
-        raise UsageError("the list of prompts is empty; give at least one")
-    made = []
-    for prompt in several:
-        if isinstance(prompt, Condition):
-            made.append(dataclasses.replace(
-                prompt,
-                negative_prompt=prompt.negative_prompt or base.negative_prompt,
-                class_label=base.class_label if prompt.class_label is None else prompt.class_label,
-                tensors={**base.tensors, **prompt.tensors},
-                extra={**base.extra, **prompt.extra},
-            ))
-        elif prompt is None or isinstance(prompt, str):
-            made.append(dataclasses.replace(base, prompt=prompt or ""))
-        else:
-            raise UsageError(f"prompt {prompt!r} is neither text nor a Condition")
-    return made
-
-
-def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, Integral):
-        raise UsageError(f"{name} is {value!r} but must be a whole number")
-    return int(value)
-
-
-def _at_least(name: str, value: Any, low: int) -> int:
-    if _whole(name, value) < low:
-        raise UsageError(f"{name} is {value} but must be at least {low}")
-    return int(value)
-
-
-def _seeds(seed: int | Sequence[int]) -> tuple[int, ...]:
-    several = seed if isinstance(seed, Iterable) and not isinstance(seed, str) else (seed,)
-    seeds = tuple(_whole("seed", one) for one in several)
-    if not seeds:
-        raise UsageError("the list of seeds is empty; give at least one")
-    bad = [one for one in seeds if not 0 <= one < 1 << 64]
-    if bad:
-        raise UsageError(f"seed {bad[0]} is out of range; allowed are integers from 0 to 2**64 - 1")
-    if len(set(seeds)) < len(seeds):
-        raise UsageError(f"seeds {list(seeds)} name one twice; each makes one run")
-    return seeds
-
-
-def _guidance(outline: ModelOutline, scale: float, rescale: float, interval: tuple[float, float] | None, *, explicit: bool) -> Guidance:
-    if not 0.0 <= scale < float("inf"):
-        raise UsageError(f"guidance_scale is {scale:g} but must be a number of at least 0 (at or below 1 guidance is off)")
-    if not 0.0 <= rescale <= 1.0:
-        raise UsageError(f"guidance_rescale is {rescale:g} but must lie in [0, 1]")
-    if interval is not None and not 0.0 <= interval[0] < interval[1]:
-        raise UsageError(f"guidance_interval is {interval} but must be LOW,HIGH with 0 <= LOW < HIGH, in units of sigma/alpha")
-    if scale > 1.0 and not outline.guidable:
-        if explicit:
-            raise UsageError(f"guidance_scale is {scale:g} but model {outline.name!r} has no unconditional branch to guide with; leave it out")
-        scale = 1.0
-    return Guidance(scale, rescale, interval)
-
-
-def _size(outline: ModelOutline, height: int | None, width: int | None, frames: int | None) -> Size:
-    if outline.media != "video":
-        return outline.size(height, width)
-    if not isinstance(outline, VideoOutline):
-        raise UsageError(f"model {outline.name!r} says that it makes videos but not how fast they are shown; it needs a method frame_rate")
-    return outline.size(height, width, None if frames is None else _at_least("frames", frames, 1))
-
-
-def _refuse_for_images(outline: ModelOutline, **options: Any) -> None:
-    """Raise UsageError for options of videos that were given to a model of something else."""
-    for name, value in options.items():
-        if value is not None:
-            raise UsageError(f"{name} is {value} but model {outline.name!r} makes {'images' if outline.media == 'image' else 'no pictures'}, not videos; leave it out")
-
-
-def _told(outline: ModelOutline, extra: dict[str, Any], scale: float | None, true_cfg_scale: float | None) -> tuple[dict[str, Any], float | None]:
-    """The options of conditions and the scale of classifier-free guidance: some networks are told the guidance scale instead."""
-    told = outline.told_scale if isinstance(outline, ToldOutline) else None
-    if told is not None:
-        return {"guidance_scale": told if scale is None else scale} | extra, 1.0 if true_cfg_scale is None else true_cfg_scale
-    if true_cfg_scale is not None:
-        raise UsageError(f"true_cfg_scale is {true_cfg_scale:g} but the network of model {outline.name!r} is not told a guidance scale, so that there is one kind of guidance only; give guidance_scale")
-    return extra, scale
-
-
-def _first_noise(initial_noise: str, latents: Tensor | None, shape: tuple[int, ...], seeds: Sequence[int]) -> tuple[Recipe | None, Tensor | None]:
-    """The recipe of root 0 and the caller's own noise."""
-    if initial_noise not in ("portable", "torch"):
-        raise UsageError(f"initial_noise is {initial_noise!r} but must be 'portable' or 'torch'")
-    if latents is None:
-        return (Torch(-1) if initial_noise == "torch" else None), None  # the seed is filled in for each run
-    if initial_noise == "torch":
-        raise UsageError("latents and initial_noise='torch' both say what the first noise is; give one")
-    if len(seeds) > 1:
-        raise UsageError(f"latents are one first noise but there are {len(seeds)} seeds; give one seed")
-    own = latents.detach().float().cpu()
-    if own.dim() == len(shape) + 1 and own.shape[0] == 1:
-        own = own[0]
-    if tuple(own.shape) != tuple(shape):
-        raise UsageError(f"latents have shape {tuple(latents.shape)} but this model and size need {tuple(shape)} (unit-variance noise, as pipelines take)")
-    return Given(hashlib.sha256(own.contiguous().numpy().tobytes()).hexdigest()), own.contiguous()
-
-
 def _helper(name: str, reference: Any, options: LoadOptions, main: ModelOutline, schedule: Schedule, info: SolverInfo, size: Size) -> ModelOutline:
     """Another model of the search: one that shares its latents and levels."""
     outline = resolve_model(reference, dataclasses.replace(options, lora=(), x0_decoder=None))
@@ -506,91 +379,3 @@ def _helper(name: str, reference: Any, options: LoadOptions, main: ModelOutline,
     if own.key != schedule.key or outline.latent_shape(size) != main.latent_shape(size):
         raise UsageError(f"helper {name!r} does not share the latents and noise levels of model {main.name!r}; choose a model of the same family and schedule")
     return outline
-
-
-def _tail(schedule: Schedule, init_image: Any, strength: float | None) -> Schedule:
-    """The levels below the starting noise of an initial image, as image-to-image pipelines choose it."""
-    if init_image is None:
-        if strength is not None:
-            raise UsageError("strength was given without an initial image; give both or none")
-        return schedule
-    strength = 0.8 if strength is None else strength
-    if not 0.0 < strength <= 1.0:
-        raise UsageError(f"strength is {strength:g} but must lie in (0, 1]")
-    # Image-to-image pipelines of flow models round towards remaking more, those of diffusion models towards less.
-    remade = schedule.last * strength
-    start = int(schedule.last - remade) if schedule.kind == "flow" else schedule.last - min(int(remade), schedule.last)
-    if start == schedule.last:
-        raise UsageError(f"strength {strength:g} leaves none of {schedule.last} steps; use at least {1 / schedule.last:g}")
-    return schedule.tail(start)
-
-
-def _image(source: Any, size: Size) -> Any:
-    """An initial image as a PIL image of the search's size."""
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(source, (str, Path)):
-        try:
-            with Image.open(source) as opened:
-                image = opened.convert("RGB")
-        except FileNotFoundError:
-            raise UsageError(f"the initial image {str(source)!r} does not exist") from None
-        except (UnidentifiedImageError, OSError) as error:
-            raise UsageError(f"the initial image {str(source)!r} cannot be read: {error}") from None
-    elif isinstance(source, Image.Image):
-        image = source.convert("RGB")
-    else:
-        raise UsageError(f"init_image is {type(source).__name__} but must be a file name or a PIL image")
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return image
-
-
-def _budgets(policy: Policy | Allocator, nfe: int | None, total_nfe: int | None, runs: int, setting: Setting) -> tuple[int | None, int | None]:
-    """The budget of each search, and that of all together: an allocator shares it out, other policies have equal parts of it."""
-    least = setting.sample_cost
-    sample = f"one sample with {setting.solver} and {setting.schedule.last} steps costs {least}"
-    if total_nfe is not None:
-        total_nfe = _whole("total_nfe", total_nfe)
-        if nfe is not None:
-            raise UsageError(f"nfe={nfe} and total_nfe={total_nfe} were both given; nfe is the budget of each search, total_nfe that of all together: give one")
-        several = f" and there are {runs} searches" if runs > 1 else ""
-        if total_nfe < runs * least:
-            raise UsageError(f"total_nfe is {total_nfe} but {sample}{several}; the smallest total is {runs * least}")
-        return (None if isinstance(policy, Allocator) else total_nfe // runs), total_nfe
-    if isinstance(policy, Allocator):
-        same = "" if nfe is None else f"; nfe={nfe} for each of {runs} is total_nfe={nfe * runs}"
-        raise UsageError(f"policy {policy.name} shares one budget among all searches; give it as total_nfe (--total-nfe), at least {runs * least}{same}")
-    if nfe is not None:
-        nfe = _whole("nfe", nfe)
-        if nfe < least:
-            raise UsageError(f"nfe is {nfe} but {sample}; the smallest budget is {least}")
-    return nfe, None
-
-
-def _fitted(policy: Policy, nfe: int, total_nfe: int | None, runs: int, setting: Setting) -> Policy:
-    try:
-        return policy.fit(nfe, setting)
-    except UsageError as error:
-        if total_nfe is None:
-            raise
-        raise UsageError(f"{error} (total_nfe={total_nfe} is {nfe} for each of {runs} searches)") from None
-
-
-def _check_target(policy: Policy | Allocator, target: float | None, verifier: Verifier) -> None:
-    if target is None:
-        return
-    if verifier.scope == "set":
-        raise UsageError(f"a target was given, but verifier {verifier.name} scores relative to each set, so that no number is good enough; choose a verifier of scope 'row'")
-    if not isinstance(target, Real) or not math.isfinite(target):
-        raise UsageError(f"target is {target!r} but must be a finite number, a score that is good enough")
-    if not isinstance(policy, Allocator):
-        raise UsageError(f"a target was given, but policy {policy.name} spends its budget whatever it finds; policies that share one budget stop there, e.g. adaptive with total_nfe")
-
-
-def capped(cost: Cost, nfe: int | None, setting: Setting) -> Cost:
-    """A policy's cost under a budget: what exceeds it ends with the engine finishing one sample."""
-    if nfe is None or cost.upper.nfe <= nfe:
-        return cost
-    lower = cost.lower if cost.lower.nfe <= nfe else Spend(nfe=setting.sample_cost) + setting.scoring(1, final=True)
-    return Cost(lower, dataclasses.replace(cost.upper, nfe=nfe))
