@@ -5,7 +5,6 @@ What a driver did is known once it has ended; one that was interrupted is left t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from tsdiff.treesearch.journal import JournalReader
 from tsdiff.treesearch.node import Move, Node, Value
 from tsdiff.treesearch.records import restore
 from tsdiff.treesearch.runfile import JOURNAL
-from tsdiff.treesearch.tree import Tree
+from tsdiff.treesearch.tree import Tree, supersedes
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,15 @@ class Rebuilt:
         best: Node | None = None
         for driver in self.drivers:
             answer = driver.answer
-            if answer is not None and (best is None or driver.facts.get("joint") or _score(answer, self.tree) > _score(best, self.tree)):
+            if answer is not None and supersedes(answer, best, self.tree.verifier, joint=bool(driver.facts.get("joint"))):
                 best = answer
         return best
 
     def apply(self, record: Mapping[str, Any]) -> None:
         """Do again what one completed request did, or what an end says."""
+        # `SavedTree.apply` goes through the same records for readers, who may meet a damaged journal of a run that goes on: it
+        # checks every value, takes answers as they arrive, and tells which nodes changed. Here the records are those of ended
+        # drivers, and the tree will be grown: it keeps its leaders, and what solvers need of a node to continue it.
         tree = self.tree
         for made in record.get("nodes", ()):
             self._add(made)
@@ -158,11 +160,6 @@ def rebuild(folder: Path, tree: Tree, most: int | None = None) -> Rebuilt:
             if "end" in record:
                 rebuilt.end(facts, record["end"])
     return rebuilt
-
-
-def _score(node: Node, tree: Tree) -> float:
-    score = node.score(tree.verifier)
-    return -math.inf if score is None else score
 
 
 def _records(reader: JournalReader, line: str) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tsdiff.treesearch.node import Json, Move, Node, Value
 from tsdiff.treesearch.protocols import Condition
 from tsdiff.treesearch.schedule import Schedule
 from tsdiff.treesearch.segmentfile import Place
-from tsdiff.treesearch.tree import best_node
+from tsdiff.treesearch.tree import best_node, supersedes
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -115,6 +115,8 @@ class SavedTree:
         Raises:
           One of `WRONG`, if it makes no sense; the tree is of no use then.
         """
+        # `Rebuilt.apply` goes through the same records to grow the tree on. Here nothing is trusted, and what changed is told: a
+        # viewer asks for every group of a journal that is being written, or was damaged.
         if "driver" in record:  # the tree is grown on from one of its nodes
             self._launch = _of(dict, record["driver"])
             self.driver, self.ended = _of(int, self._launch["number"]), False
@@ -273,20 +275,14 @@ class SavedTree:
         return True
 
     def _end(self, end: Mapping[str, Any]) -> set[int]:
-        answer, known = None if end["answer"] is None else self.at(end["answer"]), self.best if self.answer is not None else None
-        # Of several drivers' answers the best, the earlier where they tie; one that ranked all samples again has the last word.
-        if answer is not None and (known is None or self._launch.get("joint") or _rank(answer, self.verifier) > _rank(known, self.verifier)):
+        answer, known = None if end["answer"] is None else self.at(end["answer"]), None if self.answer is None else self.nodes[self.answer]
+        if answer is not None and supersedes(answer, known, self.verifier, joint=bool(self._launch.get("joint"))):
             self.answer = answer.index
         self.truncated, self.error, self.ledger, self.ended = end["truncated"], end["error"], _ledger(end["ledger"]), True
         closed = {node.index for node in self.nodes if node.status == "open"}
         for index in closed:
             self.nodes[index].status = "closed"
         return closed
-
-
-def _rank(node: SavedNode, verifier: str) -> float:
-    score = node.score(verifier)
-    return -math.inf if score is None else score
 
 
 def _state(node: SavedNode, nfe: Any, status: Any, reason: Any) -> None:

@@ -36,6 +36,17 @@ def best_node(nodes: Iterable[AnyNode], last: int, key: str) -> AnyNode | None:
     return best
 
 
+def supersedes(answer: Node, known: Node | None, key: str, *, joint: bool) -> bool:
+    """Whether the answer of a tree's later driver takes the place of the best one of those before it (ties: the earlier stays).
+
+    A driver that has ranked all samples again (`joint`) has the last word.
+    """
+    if known is None or joint:
+        return True
+    score, held = answer.score(key), known.score(key)
+    return score is not None and (held is None or score > held)
+
+
 _STRICT = json.JSONEncoder(allow_nan=False).encode
 
 
