@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,9 +15,11 @@ from tsdiff.treesearch.expand import carry_out
 from tsdiff.treesearch.expansion import Asked, planned_expansion
 from tsdiff.treesearch.ledger import Cost, Spend
 from tsdiff.treesearch.noise import Mix, Rotate, Slerp
+from tsdiff.treesearch.rebuild import rebuild
 from tsdiff.treesearch.requests import Denoise, Draw, Perturb, Release, Renoise, Score
 from tsdiff.treesearch.results import Result
 from tsdiff.treesearch.search import execute, prepare
+from tsdiff.treesearch.tree import Tree
 
 PROMPT = "near (3, 2.4)"
 QUICK = QuickDisk()
@@ -87,3 +90,22 @@ def derived(folder: Path) -> dict[str, bytes]:
 def latents(folder: Path) -> dict[int, Tensor]:
     """The latents that a run has kept."""
     return {int(name.removeprefix("node/")): tensor for name, tensor in load_file(folder / "latents.safetensors").items()}
+
+
+def tree_of(folder: Path) -> dict[str, Any]:
+    """What a run's `tree.json` says."""
+    return json.loads((folder / "tree.json").read_text())
+
+
+def empty_tree(**options: Any) -> Tree:
+    """A tree of a run before anything has grown."""
+    plan = prepare("gaussian", PROMPT, **{"steps": 6} | options)
+    return Tree(plan.schedule, plan.solver, plan.conditions[0], seed=plan.seeds[0], verifier=plan.verifiers[0].name)
+
+
+def rebuilt_as(folder: Path, **options: Any) -> bool:
+    """Whether a journal alone gives the tree that was written."""
+    tree = empty_tree(**options)
+    rebuilt = rebuild(folder, tree)
+    result = json.loads((folder / "run.json").read_text())["result"]
+    return json.loads(json.dumps(tree.to_json())) == tree_of(folder) and rebuilt.best().index == result["node"] and not rebuilt.tail
