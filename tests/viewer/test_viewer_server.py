@@ -7,12 +7,6 @@ import io
 import json
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-import webbrowser
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,7 +21,6 @@ from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.node import Value
 from tsdiff.treesearch.rescored import Rescored, write_rescored
 from tsdiff.treesearch.saved import load_run
-from tsdiff.viewer.commands import quoted
 from tsdiff.viewer.folders import Folders
 from tsdiff.viewer.library import Library
 from tsdiff.viewer.steering import Command, Question
@@ -237,124 +230,6 @@ def test_a_large_tree_is_a_small_document(tmp_path):
     assert shown.tree(None) is whole
 
 
-# A run that goes on --------------------------------------------------------------------------------------------------
-
-
-def test_only_what_is_new_or_has_changed_is_told(tmp_path):
-    run = Going(tmp_path / "run")
-    viewer = view(tmp_path)
-    run.add(node(0, None, 0, kind="draw"), node(1, 0, 5), node(2, 0, 5))
-    first = viewer.get("/api/runs/run/tree")
-    assert [one["i"] for one in first["nodes"]] == [0, 1, 2]
-    nothing = viewer.get(f"/api/runs/run/tree?since={first['token']}")
-    assert (nothing["nodes"], nothing["restarted"], nothing["token"], nothing["status"]) == ([], False, first["token"], "running")
-    run.add(node(3, 1, STEPS, score=2.0), values=[(1, 0.5)])
-    grown_ = viewer.get(f"/api/runs/run/tree?since={first['token']}")
-    assert [one["i"] for one in grown_["nodes"]] == [1, 3]
-    assert [one["s"] for one in grown_["nodes"]] == [{VERIFIER: 0.5}, {VERIFIER: 2.0}]
-    assert [one["n"] for one in grown_["nodes"]] == [3, 4]
-    assert (grown_["best"], grown_["nfe"]) == (3, 4)
-    run.add(node(4, 2, STEPS, score=1.0))
-    assert [one["i"] for one in viewer.get(f"/api/runs/run/tree?since={grown_['token']}")["nodes"]] == [4]
-    assert [one["i"] for one in viewer.get(f"/api/runs/run/tree?since={first['token']}")["nodes"]] == [1, 3, 4]
-    assert viewer.get("/api/runs/run/curve")["points"] == [[4, 2.0, 3], [5, 2.0, 3]]
-    run.close()
-    assert viewer.get(f"/api/runs/run/tree?since={grown_['token']}")["status"] == "killed"
-
-
-@pytest.mark.parametrize("token", ["x", "0.0", ".", "%00", "deadbeef.1", "9" * 5000])
-def test_a_token_that_is_not_known_gives_everything(tmp_path, token):
-    write_run(tmp_path / "run", grown(20))
-    tree = view(tmp_path).get(f"/api/runs/run/tree?since={token}")
-    assert (tree["restarted"], len(tree["nodes"])) == (True, 20)
-
-
-def test_a_tree_that_grows_on_after_its_end_is_the_same_tree(tmp_path):
-    """An expansion rewrites run.json and goes on in the journal: nothing is told twice."""
-    nodes = [node(0, None, 0, kind="draw"), node(1, 0, STEPS, score=1.0)]
-    run = Going(tmp_path / "run")
-    run.add(*nodes)
-    run.close()
-    write_run(tmp_path / "run", nodes)
-    viewer = view(tmp_path)
-    first = viewer.get("/api/runs/run/tree")
-    assert (first["status"], len(first["nodes"])) == ("done", 2)
-    again = Going(tmp_path / "run")
-    again.nfe = 2
-    again.add(node(2, 1, 10, kind="renoise"))
-    more = viewer.get(f"/api/runs/run/tree?since={first['token']}")
-    assert (more["status"], more["restarted"], [one["i"] for one in more["nodes"]]) == ("running", False, [2])
-    again.close()
-
-
-def test_a_tree_that_lost_its_end_begins_again(tmp_path):
-    run = Going(tmp_path / "run")
-    run.add(node(0, None, 0, kind="draw"))
-    place = (tmp_path / "run" / "journal.jsonl").read_bytes()
-    run.add(node(1, 0, 5))
-    viewer = view(tmp_path)
-    first = viewer.get("/api/runs/run/tree")
-    assert len(first["nodes"]) == 2
-    run.close()
-    (tmp_path / "run" / "journal.jsonl").write_bytes(place)  # a power cut, and another end
-    run = Going(tmp_path / "run")
-    run.add(node(1, 0, 7, salt=1))
-    second = viewer.get(f"/api/runs/run/tree?since={first['token']}")
-    assert (second["restarted"], [one["l"] for one in second["nodes"]]) == (True, [0, 7])
-    run.close()
-
-
-def test_nobody_waits_for_a_run_that_is_being_read(tmp_path):
-    """While a thread reads one run, the others are answered."""
-    write_run(tmp_path / "slow", grown(20))
-    write_run(tmp_path / "quick", grown(20))
-    library = Library(Folders(tmp_path))
-    answers: list[int] = []
-    with serving(library) as port:
-        with library.run("slow").lock:
-            waiting = threading.Thread(target=lambda: answers.append(ask(port, "/api/runs/slow/tree")[0]))
-            waiting.start()
-            assert ask(port, "/api/runs/quick/tree")[0] == 200
-            assert answers == []
-        waiting.join(10)
-    assert answers == [200]
-
-
-def test_many_readers_see_the_same_tree_while_it_grows(tmp_path):
-    """Six readers follow a run that is written at the same time; each ends with exactly its tree."""
-    run = Going(tmp_path / "run")
-    nodes = grown(120)
-    run.add(*nodes[:10])
-    library = Library(Folders(tmp_path))
-    done, wrong = threading.Event(), []
-
-    def follow():
-        known, token = {}, None
-        while True:
-            last = done.is_set()
-            tree = json.loads(library.run("run").tree(token).plain)
-            if tree["restarted"]:
-                wrong.append("restarted")
-            known |= {one["i"]: one for one in tree["nodes"]}
-            token = tree["token"]
-            if last:
-                break
-            time.sleep(0.002)
-        if [known[i]["p"] for i in range(120)] != [one["parent"] for one in nodes]:
-            wrong.append("another tree")
-
-    threads = [threading.Thread(target=follow) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for start in range(10, 120, 5):
-        run.add(*nodes[start : start + 5])
-    done.set()
-    for thread in threads:
-        thread.join(20)
-    run.close()
-    assert wrong == []
-
-
 # Thumbnails ----------------------------------------------------------------------------------------------------------
 
 
@@ -531,76 +406,3 @@ def test_without_a_steering_the_page_only_looks(tmp_path):
     assert "only looks" in viewer.post("/api/runs/run/stop", status=503)["error"]
     assert viewer.get("/api/questions") == {"questions": []}
     assert viewer.get("/api/runs/run/commands") == {"commands": []}
-
-
-# The command ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", ["a cat", "it's", "", "a\nb", "\x1b[2J", "é", "a'b\\c\n'", "$HOME `ls` \"x\"", "\x9b31m"])
-def test_a_quoted_word_is_that_word_in_a_shell(text):
-    word = quoted(text)
-    assert word.isprintable()
-    assert subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True).stdout.decode() == text
-
-
-def test_the_command_serves_until_ctrl_c(tmp_path):
-    write_run(tmp_path / "run", grown(20))
-    words = [sys.executable, "-W", "error", "-m", "tsdiff", "view", str(tmp_path), "--no-open"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        address = process.stdout.readline().strip()
-        head, _, token = address.partition("/#token=")
-        port = int(head.removeprefix("http://127.0.0.1:"))
-        assert len(token) > 40
-        assert ask(port, "/api/runs")[0] == 200
-        assert ask(port, "/api/runs/run/stop", method="POST", body=b"{}", headers={"X-Tsdiff-Token": token, "Origin": head, "Content-Type": "application/json"})[0] != 403
-        taken = CliRunner().invoke(cli, ["view", str(tmp_path), "--no-open", "--port", str(port)])
-        assert taken.exit_code == 2
-        assert taken.stderr == f"error: port {port} is in use; choose another with --port, or leave it out for a free one\n"
-        process.send_signal(signal.SIGINT)
-        rest, told = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert rest == ""
-    assert told == f"showing {tmp_path}; Ctrl-C ends it\n"
-
-
-def test_what_cannot_be_viewed_is_told_in_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    for what in ("file", "nothing"):
-        answer = CliRunner().invoke(cli, ["view", str(tmp_path / what), "--no-open"])
-        assert answer.exit_code == 2
-        assert len(answer.stderr.splitlines()) == 1
-        assert f"there is no folder '{tmp_path / what}'" in answer.stderr
-
-
-def test_a_missing_extra_is_told_with_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("tsdiff.cli.view.find_spec", lambda name: None if name == "uvicorn" else name)
-    answer = CliRunner().invoke(cli, ["view", str(tmp_path)])
-    assert answer.exit_code == 2
-    assert answer.stderr == "error: `tsdiff view` needs uvicorn, which is not installed; run: pip install 'tsdiff[viewer]'\n"
-
-
-def test_the_browser_is_opened_unless_it_is_not_wanted(tmp_path, monkeypatch):
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or False)
-    monkeypatch.setattr("tsdiff.viewer.server.serve", lambda app, socket, ready: ready())
-    answer = CliRunner().invoke(cli, ["view", str(tmp_path)])
-    assert (answer.exit_code, opened) == (0, [answer.stdout.strip()])
-    assert "no browser could be opened; copy the address" in answer.stderr
-    assert CliRunner().invoke(cli, ["view", str(tmp_path), "--no-open"]).exit_code == 0
-    assert len(opened) == 1
-
-
-def test_help_imports_no_viewer_and_the_documents_no_server():
-    code = (
-        "import sys\n"
-        "from tsdiff.cli.app import cli\n"
-        "try: cli.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "def loaded(*names): return [one for one in names if one in sys.modules]\n"
-        "assert not loaded('tsdiff.viewer', 'starlette', 'uvicorn', 'torch', 'PIL')\n"
-        "import tsdiff.viewer.documents, tsdiff.viewer.watched, tsdiff.viewer.pictures, tsdiff.viewer.library, tsdiff.viewer.steering\n"
-        "assert not loaded('starlette', 'uvicorn', 'torch', 'PIL')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "  view " in done.stdout
