@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from value_runs import Trajectories, save_runs
 
 import tsdiff
+from tsdiff.bench import plots
 from tsdiff.cli import value_examples
 from tsdiff.cli.value_examples import find_runs, outcomes, read_examples
 from tsdiff.treesearch import registry
@@ -55,7 +55,7 @@ def folders(runs):
 
 
 def test_a_value_is_fitted_printed_drawn_and_used(tsdiff, runs, tmp_path):
-    result = tsdiff("fit-value", runs, "--out", "early", "--plot", "plots/ranks.png", *FEW)
+    result = tsdiff("fit-value", runs, "--out", "early", "--plot", "ranks.png", *FEW)
     assert result.exit_code == 0, result.stderr
     shown = facts(result.stdout)
     assert shown["use"] == "--verifier value:early"
@@ -64,7 +64,7 @@ def test_a_value_is_fitted_printed_drawn_and_used(tsdiff, runs, tmp_path):
     table = result.stdout.split("\n\n")[1].splitlines()
     assert table[1].split() == ["level", "of", "log-SNR", "nodes", "prompts", "within", "prompts", "pooled"]
     assert [line.split()[:2] for line in table[2:]] == [[str(level), "3"] for level in range(4)]
-    assert (tmp_path / "plots/ranks.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
     searched = tsdiff("search", "near (2, 2)", "--policy", "beam", "--steps", "3", "--verifier", "value:early", "--verifier", "gaussian-target", "--json", "--quiet")
     assert searched.exit_code == 0, searched.stderr
     answer = json.loads(searched.stdout)
@@ -254,7 +254,8 @@ def of_one_seed(runs):
         (lambda runs: None, ("--target-verifier", "luminance"), "no finished sample has a score under 'luminance'; --target-verifier may be gaussian-log-density or gaussian-target"),
         (lambda runs: None, ("--out", "runs"), "--out runs is there already; nothing is ever overwritten"),
         (lambda runs: None, ("--width", "12"), "--width is 12 but must be a multiple of 8"),
-        (lambda runs: None, ("--plot", "ranks.doc"), "--plot ranks.doc names no kind of image"),
+        (lambda runs: None, ("--plot", "ranks.doc"), "plot 'ranks.doc' must end in .png, .pdf, .svg"),
+        (lambda runs: None, ("--plot", "nowhere/ranks.png"), "the folder 'nowhere' does not exist; make it first"),
         (lambda runs: None, ("--target", "worst"), "'worst' is not one of"),
     ],
 )
@@ -268,8 +269,8 @@ def test_mistakes_are_one_line_and_leave_nothing(tsdiff, runs, tmp_path, damage,
 
 
 def test_matplotlib_is_asked_for_only_to_draw(tsdiff, runs, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     refused = tsdiff("fit-value", "runs", "--plot", "ranks.png", *FEW)
     assert (refused.exit_code, refused.stdout) == (2, "")
-    assert "--plot needs matplotlib, which is not installed" in refused.stderr
+    assert "plots need matplotlib, which is not installed" in refused.stderr
     assert tsdiff("fit-value", "runs", *FEW).exit_code == 0

@@ -8,6 +8,7 @@ import pytest
 
 from tsdiff.bench.answers import load_searches
 from tsdiff.bench.hacking import hacking_report
+from tsdiff.treesearch import plan
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for n in (4, 8):
         tsdiff.search(
-            "gaussian", ["near (3, 2.4)", "near (1, 1)"], policy="best-of-n", policy_options={"n": n}, nfe=n * 3, steps=3, seed=(0, 1),
+            "gaussian", ["near (3, 2.4)", "near (1, 1)"], policy="best-of-n", policy_options={"n": n}, nfe=n * 3 + 1, steps=3, seed=(0, 1),
             verifier=["gaussian-target", "gaussian-log-density"], out=folder,
         )  # fmt: skip
     return folder
@@ -36,8 +37,16 @@ def test_table_has_a_row_for_each_budget(tsdiff, saved):
     assert facts["searched"] == "gaussian-target"
     assert facts["oracle"] == "luminance"
     assert facts["held-out peak"].endswith("(2 prompts, 2 seeds)")
+    assert facts["held-out peak"].split()[0] in [row[1] for row in rows], "the NFE that the table shows, not the budget, which was one more"
     assert "too few to warn" in result.stderr
     assert "the plot is plot.png" in result.stderr
+
+
+def test_the_example_of_the_help_can_be_searched(tsdiff, monkeypatch):
+    monkeypatch.setattr(plan, "DEFAULT_MODEL", "shapes")  # as users have it
+    (example,) = re.findall(r"^ +tsdiff (search .*)$", tsdiff("hacking-report", "--help").stdout, re.MULTILINE)
+    result = tsdiff("plan", *example.split()[1:])
+    assert result.exit_code == 0, result.output
 
 
 def test_json_is_the_report(tsdiff, saved):

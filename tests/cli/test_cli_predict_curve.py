@@ -8,6 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from tsdiff.treesearch import plan
+
 QUICK = ("predict-curve", "--verifier", "gaussian-target", "--solver", "exact", "--steps", "6", "--samples", "8")
 
 
@@ -68,6 +70,14 @@ def test_wrong_usage_is_one_line_before_anything_is_sampled(tsdiff, arguments, c
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert complaint in line
+
+
+def test_the_example_of_the_help_gives_a_curve(tsdiff, monkeypatch):
+    monkeypatch.setattr(plan, "DEFAULT_MODEL", "shapes")  # as users have it
+    example = re.search(r"^ +tsdiff (predict-curve .*)$", tsdiff("predict-curve", "--help").stdout, re.MULTILINE)[1]
+    result = tsdiff(*example.split(), "--steps", "4", "--samples", "8")
+    assert result.exit_code == 0, result.output
+    assert "branching pays" in result.stdout
 
 
 def test_without_matplotlib_only_a_plot_is_refused(tsdiff, monkeypatch):

@@ -74,6 +74,11 @@ def test_nodes_without_a_score_make_it_incomplete(tsdiff, saved, monkeypatch):
     assert "rank correlation  - (one of them is constant)" in result.stdout
 
 
+def test_a_single_sample_has_no_rank_correlation_and_says_why(tsdiff, tmp_path):
+    assert tsdiff("search", "--model", "gaussian", "--policy", "best-of-n", "-P", "n=1", "--steps", "3", "--quiet", "--out", "one").exit_code == 0
+    assert "rank correlation  - (1 node with both scores)" in tsdiff("rescore", "one", "--verifier", "luminance").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -437,12 +437,18 @@ def test_a_search_with_another_latent_shape_is_refused(tmp_path):
         tsdiff.search("gaussian", "near (3, 2.4)", policy="best-of-n", policy_options={"n": 2}, verifier=Value(path=str(tmp_path / "v")), steps=3)
 
 
-def test_a_search_of_another_model_is_refused(folders):
-    """The engine asks before anything is denoised, in an ensemble too; the shape of latents alone would not tell."""
+def test_a_search_of_another_model_is_refused(folders, tmp_path):
+    """The engine asks before anything is denoised or written, in an ensemble too; the shape of latents alone would not tell."""
     from tsdiff.worlds.gaussian.mixture import Mixture
 
     folder = folders["x0"]
     other = GaussianModel(Mixture(weights=(1.0,), means=((0.0, 0.0),), stds=(1.0,)))
     for verifiers, ensemble in ((f"value:{folder}", None), ([f"value:{folder}", "gaussian-target"], "weighted")):
         with pytest.raises(UsageError, match="other weights"):
-            tsdiff.search(other, "near (1, 1)", policy="best-of-n", verifier=verifiers, ensemble=ensemble, steps=4)
+            tsdiff.search(other, "near (1, 1)", policy="best-of-n", verifier=verifiers, ensemble=ensemble, steps=4, out=tmp_path / "runs")
+        assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UsageError, match="other weights"):
+        tsdiff.search(other, "near (1, 1)", policy="best-of-n", verifier=f"value:{folder}", steps=4, out=tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"], "a folder that was there stays, and nothing is in it"
+    assert not list((tmp_path / "runs").iterdir())

@@ -79,9 +79,14 @@ class HackingCurve:
     warning: str | None
 
     @property
+    def at_peak(self) -> HackingPoint:
+        """The point with the highest held-out mean; the first of equals."""
+        return max(self.points, key=lambda point: point.scores[HELD_OUT])
+
+    @property
     def peak(self) -> float:
         """The budget with the highest held-out mean; the first of equals."""
-        return max(self.points, key=lambda point: point.scores[HELD_OUT]).budget
+        return self.at_peak.budget
 
 
 class Table:

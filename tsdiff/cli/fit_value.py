@@ -12,7 +12,7 @@ from tsdiff.cli.counting import counting
 from tsdiff.cli.options import debug_option, json_option
 from tsdiff.cli.output import number, plural, print_facts, print_json, print_table
 from tsdiff.treesearch import registry
-from tsdiff.treesearch.errors import SetupError, UsageError
+from tsdiff.treesearch.errors import UsageError
 
 _COLUMNS = ("level", "of", "log-SNR", "nodes", "prompts", "within prompts", "pooled")
 _PATH = click.Path(path_type=Path)
@@ -28,7 +28,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--width", type=click.IntRange(min=8), default=64, show_default=True, metavar="N", help="Channels or units of a layer, a multiple of 8.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the split, the weights and the batches.")
 @click.option("--device", type=values.DEVICE, default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--plot", type=_PATH, metavar="FILE", help="Draw the rank correlations into an image file (needs matplotlib).")
+@click.option("--plot", type=_PATH, metavar="FILE", help="Draw the rank correlations (.png, .pdf or .svg); needs matplotlib.")
 @json_option
 @click.option("--quiet/--no-quiet", help="No narration, no progress.")
 @debug_option
@@ -39,7 +39,7 @@ def command(runs: tuple[Path, ...], out: Path, target_verifier: str | None, plot
     Try:
       tsdiff search --prompts FILE --policy beam --seed 0-3
       tsdiff fit-value runs --out value
-      tsdiff search --policy beam --verifier value:value
+      tsdiff search --policy beam --verifier value:value --verifier shapes-clip
 
     RUN is a run folder, a folder of such, or all of `runs`. A small network learns what score the sample will get that a
     node leads to, from the node's clean estimate (or latent), its level and the prompt. The folder written is a verifier,
@@ -49,10 +49,11 @@ def command(runs: tuple[Path, ...], out: Path, target_verifier: str | None, plot
     scores within each prompt, averaged, and over all nodes. A fifth of the prompts is held out, or of the trees where there
     are fewer than 5 prompts. Search with policies that keep nodes on the way (beam, svdd, mcts, dts).
     """
+    from tsdiff.bench.plots import check_plot
     from tsdiff.cli.value_examples import choose_verifier, find_runs, read_examples
 
     if plot is not None:
-        _require_matplotlib(plot)
+        check_plot(plot)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already; nothing is ever overwritten, choose a new folder")
     if options["width"] % 8:
@@ -105,37 +106,24 @@ def _print(document: dict[str, Any], out: Path) -> None:
         (row["level"], row["of"], number(row["log_snr"]), row["nodes"], row["prompts"], number(row["within"]), number(row["pooled"])) for row in document["held_out"]
     ]
     print_table(_COLUMNS, rows, title="rank correlation on held-out trees", numeric=_COLUMNS)
+    if all(row["within"] is None for row in document["held_out"]):
+        click.echo("within prompts: too few nodes of one prompt were held out; fit to more prompts or seeds to know")
 
 
 # The plot ------------------------------------------------------------------------------------------------------------
 
 
-def _require_matplotlib(plot: Path) -> None:
-    """Fail before the fit. Raises SetupError, UsageError."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise SetupError("--plot needs matplotlib, which is not installed; `pip install matplotlib`, or leave --plot out") from None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    known = sorted(FigureCanvasAgg.get_supported_filetypes())
-    if plot.suffix.lstrip(".").lower() not in known:
-        raise UsageError(f"--plot {plot} names no kind of image; end it with one of {', '.join('.' + kind for kind in known)}")
-
-
 def _draw(held_out: tuple[dict[str, Any], ...], verifier: str, plot: Path) -> None:
     """Rank correlations against log-SNR; one curve pair for each number of steps."""
-    from matplotlib.figure import Figure
+    from tsdiff.bench.plots import new_figure
 
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
-    axes = figure.add_subplot(xlabel="log-SNR (noisy to clean)", ylabel="Spearman's rank correlation", title=f"Learned value of {verifier}, held-out trees", ylim=(-1.05, 1.05))
-    for of in sorted({row["of"] for row in held_out}):
-        for kind, style in (("within", "o-"), ("pooled", "s--")):
-            points = [(row["log_snr"], row[kind]) for row in held_out if row["of"] == of and row[kind] is not None]
-            if points:
-                axes.plot(*zip(*sorted(points), strict=True), style, label=f"{'within prompts' if kind == 'within' else 'pooled'}, {of} steps")
-    axes.axhline(0.0, color="0.7", linewidth=0.8)
-    if axes.lines[1:]:
-        axes.legend()
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(plot, dpi=120)
+    with new_figure(plot) as figure:
+        axes = figure.add_subplot(xlabel="log-SNR (noisy to clean)", ylabel="Spearman's rank correlation", title=f"Learned value of {verifier}, held-out trees", ylim=(-1.05, 1.05))
+        axes.axhline(0.0, color="0.7", linewidth=0.8)
+        for of in sorted({row["of"] for row in held_out}):
+            for kind, style in (("within", "o-"), ("pooled", "s--")):
+                points = [(row["log_snr"], row[kind]) for row in held_out if row["of"] == of and row[kind] is not None]
+                if points:
+                    axes.plot(*zip(*sorted(points), strict=True), style, label=f"{'within prompts' if kind == 'within' else 'over all nodes'}, {of} steps")
+        if axes.lines[1:]:
+            axes.legend()

@@ -37,7 +37,7 @@ def command(
 
     \b
     Try:
-      tsdiff search --policy best-of-n -P n=64 --seed 0-7 --verifier gaussian-target --verifier gaussian-log-density
+      tsdiff search --model gaussian --policy best-of-n -P n=64 --seed 0-7 --verifier gaussian-target --verifier gaussian-log-density
       tsdiff hacking-report runs/run-0001 --held-out gaussian-log-density --within
 
     RUN is a folder that a search has written, or a folder of those. The score that was searched with, the held-out one and
@@ -79,7 +79,7 @@ def report(found: HackingReport) -> None:
     facts: dict[str, object] = {role.replace("_", "-"): name for role, name in found.verifiers.items()}
     for curve in found.curves:
         which = f" of {curve.policy}" if len(found.curves) > 1 else ""
-        facts[f"held-out peak{which}"] = f"{curve.peak:,.0f} NFE ({plural(curve.prompts, 'prompt')}, {plural(curve.seeds, 'seed')})"
+        facts[f"held-out peak{which}"] = f"{curve.at_peak.nfe:,.0f} NFE ({plural(curve.prompts, 'prompt')}, {plural(curve.seeds, 'seed')})"
     print_facts(facts)
 
 

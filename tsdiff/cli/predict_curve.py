@@ -54,7 +54,8 @@ def command(
 
     \b
     Try:
-      tsdiff predict-curve --verifier gaussian-target --solver exact
+      tsdiff predict-curve --model gaussian --verifier gaussian-target --solver exact
+      tsdiff predict-curve --verifier shapes-clip --against shapes-oracle --prompts FILE --plot curve.png
 
     Plain samples of each prompt are scored at every level, by their clean estimates, and in the end. The curve is the rank
     correlation of the two over the samples of one prompt, averaged over prompts: where it is high, branching and pruning

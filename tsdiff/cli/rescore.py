@@ -79,7 +79,7 @@ def _show(one: Rescore, top: int) -> None:
     print_table(columns, rows, title=f"{one.run.path}: {one.run.prompt!r} seed {one.run.seed}", numeric=columns[:-1])
     facts: dict[str, Any] = {
         "shown": None if len(shown) == len(ranks) else f"{len(shown)} of {plural(len(ranks), 'scored node')} (--top 0 shows all)",
-        "rank correlation": _fixed(one.spearman),
+        "rank correlation": f"{one.spearman:.3f}" if one.spearman is not None else f"- ({_uncorrelated(one)})",
         "skipped": "; ".join(f"{plural(count, 'node')}: {reason}" for reason, count in one.skipped.items()) or None,
         "file": one.path,
     }
@@ -100,5 +100,7 @@ def _show_means(found: Sequence[Rescore]) -> None:
     print_facts(facts)
 
 
-def _fixed(value: float | None) -> str:
-    return "- (one of them is constant)" if value is None else f"{value:.3f}"
+def _uncorrelated(one: Rescore) -> str:
+    """Why there is no rank correlation."""
+    both = sum(one.old[index] is not None and one.new[index] is not None for index, _, _ in one.ranks())
+    return "one of them is constant" if both > 1 else f"{plural(both, 'node')} with both scores"

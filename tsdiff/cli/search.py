@@ -42,7 +42,7 @@ def command(ctx: click.Context, /, **params: Any) -> int:
       tsdiff search --policy beam
       tsdiff search "a red cube on a blue sphere" --model FOLDER --verifier sharpness --nfe 400
 
-    Without model, prompt and verifier it shows a demonstration on the built-in analytic world `gaussian`.
+    Without model, prompt and verifier it shows a demonstration on the built-in model `shapes`.
     """
     fresh = params.pop("fresh")
     plan = make_plan(ctx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -157,6 +157,7 @@ def execute(
       KeyboardInterrupt: if it was told to stop.
     """
     started = time.perf_counter()
+    outer_is_new = plan.out is not None and not plan.out.exists()  # whether the folder around the run's is new, too
     folder = into if into is not None or plan.out is None else claim_folder(plan.out)
     forest = None
     if isinstance(plan.policy, Allocator):
@@ -181,6 +182,9 @@ def execute(
         except BaseException:
             if folder is not None and into is None:
                 folder.rmdir()  # nothing has been written into it yet
+                if outer_is_new:
+                    with suppress(OSError):  # another search has begun in it
+                        folder.parent.rmdir()
             raise
         recorder: FileRecorder | None = None
         asked: tuple[Callable[[], bool], ...] = (stop,)  # all of them, before every batch

@@ -43,14 +43,18 @@ class _Formula(ABC):
         """Any condition will do: only pixels are read."""
 
     def score(self, candidates: Candidates) -> Scores:
-        """Score every row on its own; values are a float32 tensor (B,) on the images' device.
+        """Score every row on its own; values are a float32 tensor (B,) where `_brought` has the images.
 
         An image whose pixels are not all finite fails alone.
         """
         import torch
 
         images, finite = sighted(candidates.images)
-        return answered(torch.stack([self.value(image.float().contiguous()) for image in images.unbind()]), finite)
+        return answered(torch.stack([self.value(image.float().contiguous()) for image in self._brought(images).unbind()]), finite)
+
+    def _brought(self, images: Tensor) -> Tensor:
+        """A batch of images (B, 3, H, W) where it is computed with: where it is."""
+        return images
 
     @abstractmethod
     def value(self, image: Tensor) -> Tensor:
@@ -68,8 +72,18 @@ class Luminance(_Formula):
         return _luma(image).mean()
 
 
+class _File(_Formula, ABC):
+    """A score of the file that a library on the CPU makes of an image."""
+
+    differentiable: ClassVar[bool] = False
+
+    def _brought(self, images: Tensor) -> Tensor:
+        """On the CPU, the whole batch in one transfer."""
+        return images.detach().cpu()
+
+
 @dataclass(frozen=True, kw_only=True)
-class JpegSize(_Formula):
+class JpegSize(_File):
     """Size of the image as a JPEG file, in kB (1000 bytes): higher is busier.
 
     The "incompressibility" reward of DDPO, Black et al. 2023 (arXiv 2305.13301). The last digits depend on the JPEG
@@ -77,7 +91,6 @@ class JpegSize(_Formula):
     """
 
     name: ClassVar[str] = "jpeg-size"
-    differentiable: ClassVar[bool] = False
 
     quality: int = parameter(95, low=1, high=100, help="JPEG quality; DDPO uses 95")
 
@@ -87,14 +100,13 @@ class JpegSize(_Formula):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JpegCompressibility(_Formula):
+class JpegCompressibility(_File):
     """Minus the size of the image as a JPEG file, in kB (1000 bytes): higher is plainer.
 
     The "compressibility" reward of DDPO, Black et al. 2023 (arXiv 2305.13301).
     """
 
     name: ClassVar[str] = "jpeg-compressibility"
-    differentiable: ClassVar[bool] = False
 
     quality: int = parameter(95, low=1, high=100, help="JPEG quality; DDPO uses 95")
 
