@@ -33,25 +33,11 @@ def outline_of(folder: Path, **options: Any) -> Any:
     return outline(str(folder), LoadOptions(**options))
 
 
-def test_a_folder_and_the_object_it_was_saved_from_are_one_model(tiny_folder: Path, tiny_pipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_runs_bit_for_bit_as_the_object_it_was_saved_from(tiny_folder: Path, tiny_pipe: Any) -> None:
     model = load_model(tiny_folder, device="cpu")
-    assert capfd.readouterr() == ("", "")
-    assert model.name == str(tiny_folder)
-    assert model.device == "cpu"
-    assert model.fingerprint == load_model(tiny_pipe).fingerprint
     latents, rows = torch.ones(1, 4, 8, 8), load_model(tiny_pipe).encode([Condition("a cat")], guided=False)[0].rows
     assert torch.equal(model.encode([Condition("a cat")], guided=False)[0].rows[0]["encoder_hidden_states"], rows[0]["encoder_hidden_states"])
     assert torch.equal(model.forward(latents, torch.tensor([5.0]), rows), load_model(tiny_pipe).forward(latents, torch.tensor([5.0]), rows))
-
-
-def test_a_folder_is_outlined_without_its_weights(tiny_folder: Path, tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
-    plan, model = outline_of(tiny_folder), load_model(tiny_pipe)
-    for name in plan.solvers:
-        solver = plan.solver(name)
-        assert plan.schedule(solver, 10, None) == model.schedule(solver, 10, None)
-    assert plan.latent_shape(plan.size(None, None)) == (4, 8, 8)
-    assert (plan.default_steps, plan.default_guidance_scale, plan.media, plan.guidable) == (20, 7.5, "image", True)
 
 
 def test_half_precision_and_variants_load(tmp_path: Path) -> None:
@@ -91,7 +77,6 @@ class Trap:
         return Path.touch, (Path(self.path),)
 
 
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
     "index is not JSON": (lambda f: (f / "model_index.json").write_text("{"), "cannot be read as JSON"),
@@ -100,35 +85,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no class": (lambda f: edit(f / "model_index.json", _class_name=None), "names no pipeline class"),
     "another class": (lambda f: edit(f / "model_index.json", _class_name="FluxControlNetPipeline"), "FluxControlNetPipeline .* supported are .*StableDiffusionPipeline"),
     "own code": (lambda f: edit(f / "model_index.json", _class_name=["pipeline", "MyPipeline"]), "not run"),
-    "own component code": (lambda f: edit(f / "model_index.json", unet=["my_unet", "MyUNet"]), "only classes of diffusers and transformers"),
-    "another unet": (lambda f: edit(f / "model_index.json", unet=["diffusers", "UNet2DModel"]), "UNet2DModel, which is not supported"),
-    "no unet": (lambda f: edit(f / "model_index.json", unet=[None, None]), "has no unet"),
-    "no vae": (lambda f: edit(f / "model_index.json", vae=[None, None]), "has no vae"),
-    "no tokenizer": (lambda f: edit(f / "model_index.json", tokenizer=[None, None]), "has no tokenizer"),
-    "no scheduler": (lambda f: edit(f / "model_index.json", scheduler=[None, None]), "has no scheduler"),
-    "no scheduler config": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json' is missing"),
-    "no unet config": (lambda f: (f / "unet/config.json").unlink(), "unet/config.json' is missing"),
-    "broken unet config": (lambda f: (f / "unet/config.json").write_text("null"), "holds a NoneType"),
-    "empty unet config": (lambda f: (f / "unet/config.json").write_text("{}"), "has no in_channels"),
-    "inpainting": (lambda f: edit(f / "unet/config.json", in_channels=9), "inpainting UNet with 9"),
-    "SDXL unet": (lambda f: edit(f / "unet/config.json", addition_embed_type="text_time"), "SDXL"),
-    "odd prediction": (lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="noise"), "predicts 'noise'"),
-    "flow scheduler": (lambda f: edit(f / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]), "flow models"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "unet' holds no weights"),
-    "no text weights": (lambda f: (f / "text_encoder/model.safetensors").unlink(), "text_encoder' holds no weights"),
-    "cut off weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-100]), "damaged"),
-    "git-lfs pointer": (lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-    "missing shard": (
-        lambda f: ((f / WEIGHTS).unlink(), (f / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "part-1.safetensors"}}')),
-        "part-1.safetensors' is missing",
-    ),
     "no folder": (lambda f: f.rename(f.parent / "elsewhere"), "does not exist"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_folder_is_one_clear_line_before_weights_are_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read"))
+def test_a_folder_of_no_family_is_one_clear_line(tiny_folder: Path, damage: str) -> None:
+    """What is wrong with folders of a family is in `test_family_folders.py`."""
     spoil, says = DAMAGE[damage]
     spoil(tiny_folder)
     with pytest.raises(UsageError, match=says) as caught:
@@ -194,16 +157,7 @@ def test_outdated_scheduler_configs_are_corrected_as_the_pipeline_corrects_them(
     assert plan.schedule(plan.solver(), 10, None) == load_model(tiny_stable_diffusion()).schedule(plan.solver(), 10, None)
 
 
-def test_objects_are_checked_before_they_are_used(tiny_pipe: Any) -> None:
-    for options in ({"device": "cpu"}, {"dtype": "float16"}):
-        with pytest.raises(UsageError, match="keeps its own device and dtype"):
-            load_model(tiny_pipe, **options)
-    training = tiny_stable_diffusion()
-    training.unet.mid_block.train()
-    with pytest.raises(UsageError, match=r"call `pipe\.unet\.eval\(\)`"):
-        load_model(training)
-    with pytest.raises(UsageError, match="StableDiffusionInpaintPipeline"):
-        load_model(diffusers.StableDiffusionInpaintPipeline(**tiny_pipe.components, requires_safety_checker=False))
+def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(UsageError, match="a dict object is not a model"):
         load_model({})
 

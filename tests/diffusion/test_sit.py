@@ -1,4 +1,4 @@
-"""SiT: converted checkpoints predict and step as the paper's own code does, written here in plain torch."""
+"""SiT: converted checkpoints predict as the paper's own code does; what it has in common with all families is in `test_family_*.py`."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from typing import Any
 
 import pytest
 import torch
-from flow_reference import SOLVERS, NoisyFlow
-from mixed_levels import GUIDANCE, sample
+from damages import INDEX, edit
+from family import Shelf, ours
+from family_sit import SIT, weights
 from safetensors.torch import save_file
 from sit_reference import CHANNELS, CLASSES, HEADS, SIDE, checkpoint, guided, tiny_vae_folder, velocity
 from torch import Tensor
 
-import tsdiff
 from tsdiff.diffusion.loading import load_model, outline
 from tsdiff.diffusion.sit_checkpoint import Sizes, convert, read_checkpoint, sizes_of, translate
-from tsdiff.policies import Beam
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.protocols import Condition, LoadOptions
-
-STEPS = 6
-CLOSE = {"rtol": 0.0, "atol": 1e-4}
-LABELS = [3, 7]
+from tsdiff.treesearch.protocols import LoadOptions
 
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """Tests must not change it."""
-    return checkpoint()
+    return weights()
 
 
 @pytest.fixture(scope="module")
@@ -41,140 +36,57 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def saved(state: dict[str, Tensor], vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A converted checkpoint of the training script."""
-    folder = tmp_path_factory.mktemp("sit")
-    options = argparse.Namespace(model="SiT-S/2", path_type="Linear", prediction="velocity", epochs=1400, ckpt=None)
-    torch.save({"model": checkpoint(seed=1), "ema": state, "opt": {"state": {}, "param_groups": []}, "args": options}, folder / "0050000.pt")
-    convert(folder / "0050000.pt", folder / "model", vae=vae, heads=HEADS)
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def model(saved: Path) -> Any:
-    return load_model(saved, device="cpu")
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A model that a test may damage."""
-    return Path(shutil.copytree(saved, tmp_path / "model"))
-
-
-def noise_of(count: int = 1 + STEPS) -> Tensor:
-    """(count, B, ...): initial noise, then one for each step."""
-    return torch.randn((count, 2, CHANNELS, SIDE, SIDE), generator=torch.Generator().manual_seed(5))
-
-
-def conditions() -> list[Condition]:
-    return [Condition(class_label=label) for label in LABELS]
+def model(shelf: Shelf) -> Any:
+    return shelf.model(SIT)
 
 
 # The network ---------------------------------------------------------------------------------------------------------
 
 
+def noise_of(*shape: int) -> Tensor:
+    return torch.randn((*shape, CHANNELS, SIDE, SIDE), generator=torch.Generator().manual_seed(5))
+
+
 def test_velocities_equal_the_papers_code(model: Any, state: dict[str, Tensor]) -> None:
     """At data, at noise and between, a time for each row, both rows of a condition."""
-    x = noise_of(1)[0].repeat(3, 1, 1, 1)
+    x = noise_of(2).repeat(3, 1, 1, 1)
     t = torch.tensor([0.0, 0.13, 0.5, 0.77, 0.999, 1.0])
     y = torch.tensor([0, 9, CLASSES, 3, CLASSES, 5])
     rows = [{"class_labels": label} for label in y]
-    ours = model.forward(x, 1000.0 * (1.0 - t), rows)
+    found = model.forward(x, 1000.0 * (1.0 - t), rows)
     theirs = velocity(state, x, t, y)
-    torch.testing.assert_close(-ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(-found, theirs, rtol=0, atol=1e-5)
     assert theirs.std() > 0.1
     assert model.prediction_type == "flow"
 
 
 def test_clean_estimates_follow_the_path(model: Any, state: dict[str, Tensor]) -> None:
     """x = t x0 + (1 - t) eps, so that x0 = x + (1 - t) (x0 - eps)."""
-    x, info = noise_of(1)[0], model.solver()
-    schedule = model.schedule(info, STEPS, None)
+    x, info = noise_of(2), model.solver()
+    schedule = model.schedule(info, 6, None)
     sampler = model.sampler(schedule, info)
-    rows = [encoded.rows[0] for encoded in model.encode(conditions(), guided=False)]
-    levels = [1, 4]
+    rows = [encoded.rows[0] for encoded in model.encode(SIT.conditions, guided=False)]
+    levels, labels = [1, 4], torch.tensor([one.class_label for one in SIT.conditions])
     t = torch.tensor([1.0 - schedule.sigma[level] for level in levels])
-    theirs = x + (1 - t)[:, None, None, None] * velocity(state, x, t, torch.tensor(LABELS))
-    torch.testing.assert_close(sampler.x0(x, levels, sampler.evaluate(x, levels, rows)), theirs, **CLOSE)
+    theirs = x + (1 - t)[:, None, None, None] * velocity(state, x, t, labels)
+    SIT.require_equal(sampler.x0(x, levels, sampler.evaluate(x, levels, rows)), theirs)
 
 
-# Trajectories --------------------------------------------------------------------------------------------------------
+def test_levels_are_even(model: Any) -> None:
+    """Those of a plain loop from t = 0 to t = 1."""
+    assert model.schedule(model.solver(), 4, None).sigma == pytest.approx((1.0, 0.75, 0.5, 0.25, 0.0), abs=1e-7)
 
 
-@pytest.mark.parametrize("guidance", ["off", "on"])
-def test_a_trajectory_equals_a_plain_euler_loop(model: Any, state: dict[str, Tensor], guidance: str) -> None:
-    noise, scale = noise_of(), GUIDANCE[guidance][0]
-    info = model.solver()
-    assert info.name == "flow-euler"
-    schedule = model.schedule(info, STEPS, None)
-    encoded = model.encode(conditions(), guided=scale > 1)
-    ours = sample(model, schedule, info, model.sampler(schedule, info).draw(noise[0]), encoded, noise[1:], guidance, stagger=2)
-    x, y = noise[0].clone(), torch.tensor(LABELS)
-    for step in range(STEPS):  # from noise at t = 0 to data at t = 1
-        x = x + guided(state, x, torch.full((2,), step / STEPS), y, scale) / STEPS
-    torch.testing.assert_close(ours, x, **CLOSE)
-    assert (ours - noise[0]).std() > 0.1
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_other_solvers_step_as_on_any_flow(model: Any, state: dict[str, Tensor], solver: str) -> None:
-    noise, info = noise_of(), model.solver(solver)
-    schedule = model.schedule(info, STEPS, None)
-    ours = sample(model, schedule, info, noise[0], model.encode(conditions(), guided=True), noise[1:], "on", stagger=1)
-    scheduler = NoisyFlow(shift=1.0)
-    scheduler.solver, scheduler.noises = info, iter(noise[1:])
-    scheduler.set_timesteps(sigmas=[1 - step / STEPS for step in range(STEPS)])
-    x, y = noise[0].clone(), torch.tensor(LABELS)
-    for time in scheduler.timesteps:
-        u = -guided(state, x, (1 - time / 1000).expand(2), y, GUIDANCE["on"][0])
-        x = scheduler.step(u, time, x)[0] if info.stochastic else x - u / STEPS
-    torch.testing.assert_close(ours, x, **CLOSE)
-
-
-def test_guidance_of_all_channels_where_the_folder_says_so(folder: Path, state: dict[str, Tensor], model: Any) -> None:
-    edit(folder / "model_index.json", guided_channels=CHANNELS)
-    whole, noise = load_model(folder, device="cpu"), noise_of()
+def test_guidance_of_all_channels_where_the_folder_says_so(shelf: Shelf, tmp_path: Path, state: dict[str, Tensor], model: Any) -> None:
+    folder = Path(shutil.copytree(shelf.folder(SIT), tmp_path / "model"))
+    edit(folder / INDEX, guided_channels=CHANNELS)
+    whole, call = load_model(folder, device="cpu"), SIT.call(steps=2, guidance="on", noise=True)
     assert whole.fingerprint != model.fingerprint
-    info = whole.solver()
-    ours = sample(whole, whole.schedule(info, 2, None), info, noise[0], whole.encode(conditions(), guided=True), noise[1:], "on")
-    x, y = noise[0].clone(), torch.tensor(LABELS)
+    assert call.noise is not None
+    x, y = call.noise[0].clone(), torch.tensor([one.class_label for one in SIT.conditions])
     for step in range(2):
-        x = x + guided(state, x, torch.full((2,), step / 2), y, GUIDANCE["on"][0], channels=CHANNELS) / 2
-    torch.testing.assert_close(ours, x, **CLOSE)
-
-
-class Flows(Beam):
-    """Beam search that asks for a flow model."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return super().needs | {"flow"}
-
-
-def test_a_search_is_counted(model: Any) -> None:
-    rows = 0
-
-    def count(module: Any, args: tuple[Any, ...]) -> None:
-        nonlocal rows
-        rows += args[0].shape[0]
-
-    handle = model.network.register_forward_pre_hook(count)
-    results = tsdiff.search(model, conditions(), policy=Flows(width=2, branch=2), verifier="luminance", steps=4, solver="flow-sde", guidance_scale=4.0)
-    handle.remove()
-    assert not results.failures
-    assert results[0].image.size == (2 * SIDE, 2 * SIDE)
-    assert rows == results.engine.network_rows
-    assert results.engine.rows == sum(one.ledger.rows for result in results for one in (result, result.baseline))
-
-
-def test_conditions_and_sizes(saved: Path) -> None:
-    plan = outline(str(saved), LoadOptions())
-    assert (plan.size(None, 2 * SIDE), plan.latent_shape(None)) == ((2 * SIDE, 2 * SIDE), (CHANNELS, SIDE, SIDE))
-    assert (plan.default_guidance_scale, plan.solvers[0]) == (4.0, "flow-euler")
-    with pytest.raises(UsageError, match=r"knows its classes by number alone, from 0 to 9; give a number instead of 'cat', or add id2label to its model_index.json"):
-        plan.check(Condition(class_label="cat"))
-    with pytest.raises(UsageError, match="has no class 10; classes run from 0 to 9"):
-        plan.check(Condition(class_label=10))
+        x = x + guided(state, x, torch.full((2,), step / 2), y, call.scale, channels=CHANNELS) / 2
+    SIT.require_equal(ours(whole, call), x)
 
 
 # Converting ----------------------------------------------------------------------------------------------------------
@@ -296,43 +208,3 @@ def test_other_wrong_inputs(state: dict[str, Tensor], vae: Path, tmp_path: Path)
     convert(source, out, heads=HEADS, vae=vae)
     with pytest.raises(UsageError, match="nothing is ever overwritten"):
         convert(source, out, heads=HEADS, vae=vae)
-
-
-# Folders -------------------------------------------------------------------------------------------------------------
-
-
-def edit(path: Path, **changes: Any) -> None:
-    data = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(data))
-
-
-def test_a_folder_loads_without_a_word_and_keeps_its_name(saved: Path, model: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    again = load_model(saved, device="cpu")
-    assert capfd.readouterr() == ("", "")
-    assert again.fingerprint == model.fingerprint
-
-
-def test_half_precision_keeps_latents_in_float32(saved: Path) -> None:
-    half, noise = load_model(saved, device="cpu", dtype="bfloat16"), noise_of()
-    info = half.solver()
-    ours = sample(half, half.schedule(info, 2, None), info, noise[0], half.encode(conditions(), guided=True), noise[1:], "on")
-    assert (half.dtype, ours.dtype, half.decode(ours).pixels.dtype) == (torch.bfloat16, torch.float32, torch.float32)
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "diffusion scheduler": (lambda f: edit(f / "model_index.json", scheduler=["diffusers", "DDIMScheduler"]), "DDIMScheduler, is not for flow models"),
-    "another transformer": (lambda f: edit(f / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"]), "SD3Transformer2DModel, which is not supported"),
-    "guided channels": (lambda f: edit(f / "model_index.json", guided_channels=5), "guided_channels .* is 5 but must be a whole number between 1 and 4"),
-    "names": (lambda f: edit(f / "model_index.json", id2label={"12": "cat"}), "id2label .* says '12': 'cat', but .* numbers from 0 to 9"),
-    "no weights": (lambda f: (f / "transformer/diffusion_pytorch_model.safetensors").unlink(), "transformer' holds no weights"),
-    "no autoencoder": (lambda f: shutil.rmtree(f / "vae"), "vae/config.json' is missing"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_folder_is_one_clear_line(folder: Path, damage: str) -> None:
-    spoil, says = DAMAGE[damage]
-    spoil(folder)
-    with pytest.raises(UsageError, match=says) as caught:
-        outline(str(folder), LoadOptions())
-    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Stable Diffusion: trajectories equal those of diffusers' own pipelines, whatever shares the batch."""
+"""What is peculiar to Stable Diffusion 1.x and 2.x; what it has in common with all families is in `test_family_*.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from mixed_levels import GUIDANCE, sample
+from mixed_levels import sample
 from sd_reference import SCHEDULERS, inject, swapped
 from tiny_sd import SCHEDULER, tiny_stable_diffusion
 from torch import Tensor
@@ -35,39 +35,6 @@ def noise() -> Tensor:
 PROMPTS = ["a red cube on a blue sphere", "two cats", ""]
 
 
-@pytest.mark.parametrize("guidance", GUIDANCE)
-@pytest.mark.parametrize("solver", SCHEDULERS)
-def test_a_trajectory_equals_the_pipelines(
-    tiny_pipe: Any, noise: Tensor, monkeypatch: pytest.MonkeyPatch, solver: str, guidance: str
-) -> None:
-    model = load_model(tiny_pipe)
-    info = model.solver(solver)
-    schedule = model.schedule(info, STEPS, None)
-    scale, rescale = GUIDANCE[guidance]
-    encoded = model.encode([Condition(prompt, negative_prompt="blurry") for prompt in PROMPTS], guided=scale > 1)
-    ours = sample(model, schedule, info, model.sampler(schedule, info).draw(noise[0]), encoded, noise[1:], guidance)
-
-    inject(monkeypatch, list(noise[1:]))
-    theirs = swapped(tiny_pipe, solver)(
-        PROMPTS, negative_prompt=["blurry"] * 3, latents=noise[0], num_inference_steps=STEPS, guidance_scale=scale,
-        guidance_rescale=rescale, eta=info.eta, output_type="latent",
-    ).images  # fmt: skip
-    torch.testing.assert_close(ours, theirs, **CLOSE)
-    assert ours.std() > 0.1
-
-
-@pytest.mark.parametrize("solver", SCHEDULERS)
-def test_rows_at_different_levels_share_a_batch(tiny_pipe: Any, noise: Tensor, solver: str) -> None:
-    model = load_model(tiny_pipe)
-    info = model.solver(solver)
-    schedule = model.schedule(info, STEPS, None)
-    encoded = model.encode([Condition(prompt) for prompt in PROMPTS], guided=True)
-    start = model.sampler(schedule, info).draw(noise[0])
-    together = sample(model, schedule, info, start, encoded, noise[1:], "on")
-    staggered = sample(model, schedule, info, start, encoded, noise[1:], "on", stagger=2)
-    torch.testing.assert_close(staggered, together, **CLOSE)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -87,57 +54,6 @@ def test_odd_scheduler_conventions_are_kept(tiny_pipe: Any, noise: Tensor, optio
     encoded = model.encode([Condition(prompt) for prompt in PROMPTS], guided=True)
     ours = sample(model, schedule, info, noise[0], encoded, noise[1:], "on")
     theirs = pipe(PROMPTS, latents=noise[0], num_inference_steps=STEPS, guidance_scale=5.0, output_type="latent").images
-    torch.testing.assert_close(ours, theirs, **CLOSE)
-
-
-@pytest.mark.parametrize("solver", ["ddim", "euler", "dpm++2m"])
-def test_starting_from_an_image_equals_image_to_image(
-    tiny_pipe: Any, noise: Tensor, monkeypatch: pytest.MonkeyPatch, solver: str
-) -> None:
-    strength = 0.6
-    images = torch.rand((3, 3, 16, 16), generator=torch.Generator().manual_seed(1))
-    model = load_model(tiny_pipe)
-    info = model.solver(solver)
-    full = model.schedule(info, STEPS, None)
-    tail = full.tail(STEPS - int(STEPS * strength))
-    origin = model.encode_images(images, noise[1])
-    encoded = model.encode([Condition(prompt) for prompt in PROMPTS], guided=True)
-    start = model.sampler(tail, info).draw(noise[0], origin=origin)
-    ours = sample(model, tail, info, start, encoded, noise[1:], "on")
-
-    inject(monkeypatch, [noise[1], noise[0]])
-    theirs = swapped(tiny_pipe, solver, "StableDiffusionImg2ImgPipeline")(
-        PROMPTS, image=images, strength=strength, num_inference_steps=STEPS, guidance_scale=5.0, output_type="latent"
-    ).images
-    torch.testing.assert_close(ours, theirs, **CLOSE)
-
-
-def test_the_image_to_image_class_is_loaded_too(tiny_pipe: Any) -> None:
-    other = swapped(tiny_pipe, "ddim", "StableDiffusionImg2ImgPipeline")
-    assert load_model(other).fingerprint == load_model(tiny_pipe).fingerprint
-
-
-def test_decoded_images_equal_the_pipelines(tiny_pipe: Any, noise: Tensor) -> None:
-    model = load_model(tiny_pipe)
-    theirs = swapped(tiny_pipe, "ddim")(PROMPTS, latents=noise[0], num_inference_steps=2, output_type="pt").images
-    latents = swapped(tiny_pipe, "ddim")(PROMPTS, latents=noise[0], num_inference_steps=2, output_type="latent").images
-    pixels = model.decode(latents).pixels
-    assert pixels.dtype == torch.float32
-    torch.testing.assert_close(pixels, theirs, rtol=0, atol=1e-6)
-
-
-def test_embeddings_replace_prompts_and_a_pipeline_needs_no_text_encoder(tiny_pipe: Any, noise: Tensor) -> None:
-    bare = tiny_stable_diffusion(text_encoder=None, tokenizer=None, unet=tiny_pipe.unet, vae=tiny_pipe.vae)
-    positive, negative = torch.randn((2, 20, 32), generator=torch.Generator().manual_seed(2))
-    model = load_model(bare)
-    info = model.solver("euler")
-    schedule = model.schedule(info, STEPS, None)
-    condition = Condition("for verifiers only", tensors={"prompt_embeds": positive, "negative_prompt_embeds": negative[None]})
-    ours = sample(model, schedule, info, noise[0, :1] * schedule.init_noise_sigma, model.encode([condition], guided=True), noise[1:, :1], "on")
-    theirs = swapped(bare, "euler")(
-        prompt_embeds=positive[None], negative_prompt_embeds=negative[None], latents=noise[0, :1], num_inference_steps=STEPS,
-        guidance_scale=5.0, output_type="latent",
-    ).images  # fmt: skip
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 

@@ -1,26 +1,26 @@
-"""The tiny pipelines of all families under one name each, for what they have in common."""
+"""All model families by name, for what they have in common: a family that has a line here gets the tests of all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from tiny_dit import tiny_dit, tiny_pixart
-from tiny_flux import tiny_flux
-from tiny_sd import tiny_stable_diffusion
-from tiny_sd3 import tiny_sd3
-from tiny_sdxl import tiny_sdxl
+from family import Family
+from family_dit import DIT
+from family_flux import FLUX
+from family_ltx import LTX
+from family_pixart import PIXART
+from family_sd import SD
+from family_sd3 import SD3
+from family_sdxl import SDXL
+from family_sit import SIT
 
 from tsdiff.treesearch.protocols import Condition
 
-PIPELINES: dict[str, Callable[..., Any]] = {
-    "sd": tiny_stable_diffusion,
-    "sdxl": tiny_sdxl,
-    "sd3": tiny_sd3,
-    "flux": tiny_flux,
-    "pixart": tiny_pixart,
-    "dit": tiny_dit,
-}
+FAMILIES: dict[str, Family] = {one.name: one for one in (SD, SDXL, SD3, FLUX, PIXART, LTX, DIT, SIT)}
+
+PIPELINES: dict[str, Callable[..., Any]] = {name: one.make for name, one in FAMILIES.items() if one.make is not None and not one.video}
+"""The tiny pipelines of families of images."""
 
 
 def condition(family: str, number: int = 0) -> Condition:
@@ -33,4 +33,4 @@ def condition(family: str, number: int = 0) -> Condition:
 
 def guidance(family: str) -> dict[str, float]:
     """Options of a guided search: two rows for each evaluation."""
-    return {"true_cfg_scale": 3.0} if family == "flux" else {"guidance_scale": 3.0}
+    return FAMILIES[family].guided(3.0)

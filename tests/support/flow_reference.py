@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import diffusers
 import pytest
-import torch
+from family import Call
 from torch import Tensor
 
-from tsdiff.treesearch.protocols import Encoded, StepState
-from tsdiff.treesearch.schedule import Schedule, SolverInfo
+from tsdiff.diffusion.solvers import SOLVERS, solver_info
+from tsdiff.treesearch.schedule import SolverInfo
 
-SOLVERS = ("flow-euler", "flow-ancestral", "flow-ancestral(eta=0.5)", "flow-sde", "flow-sde(eta=1.2)")
+NAMES = ("flow-euler", "flow-ancestral", "flow-ancestral(eta=0.5)", "flow-sde", "flow-sde(eta=1.2)")
+"""The solvers that flow families are compared with."""
 
 
 class NoisyFlow(diffusers.FlowMatchEulerDiscreteScheduler):
@@ -66,25 +67,36 @@ def inject(monkeypatch: pytest.MonkeyPatch, pipeline_module: ModuleType, noises:
         monkeypatch.setattr(module, "randn_tensor", draw)
 
 
-def sample(model: Any, schedule: Schedule, solver: SolverInfo, latents: Tensor, encoded: list[Encoded], noises: Tensor, scale: float, stagger: int = 0) -> Tensor:
-    """Denoise latents (B, ...), all rows that are on their way in one batch; row i starts `i * stagger` ticks after row 0.
+def made(
+    pipe: Any,
+    call: Call,
+    patch: pytest.MonkeyPatch,
+    *,
+    pack: Callable[[Tensor], Tensor] = lambda latents: latents,
+    twin: tuple[str, ModuleType] | None = None,
+    scale: str = "guidance_scale",
+    frames: str = "frames",
+    **options: Any,
+) -> Any:
+    """What a flow pipeline makes of a call: its output, with latents packed as they are in it.
 
     Args:
-      noises: (T, B, ...).
-      scale: of classifier-free guidance; at or below 1 only the first row of each condition is evaluated.
+      pipe: whose modules are used.
+      call: of it.
+      patch: lets an image-to-image pipeline draw what the call says.
+      pack: our latents as the pipeline takes them.
+      twin: class that starts from images, and its module.
+      scale, frames: what the pipeline calls the scale of classifier-free guidance, and the length of videos.
+      options: further arguments.
     """
-    sampler = model.sampler(schedule, solver)
-    latents, levels, time = latents.clone(), [0] * len(latents), 0
-    while min(levels) < schedule.last:
-        on = [i for i, level in enumerate(levels) if time >= i * stagger and level < schedule.last]
-        at = [levels[i] for i in on]
-        output = sampler.evaluate(latents[on], at, [encoded[i].rows[0] for i in on])
-        if scale > 1.0:
-            uncond = sampler.evaluate(latents[on], at, [encoded[i].rows[1] for i in on])
-            output = sampler.guide(output, uncond, [scale] * len(on), [0.0] * len(on))
-        noise = torch.stack([noises[levels[i], i] for i in on])[None] if solver.stochastic else None
-        latents[on] = sampler.advance(StepState(latents[on]), 0, at, [level + 1 for level in at], output, noise).latents
-        for i in on:
-            levels[i] += 1
-        time += 1
-    return latents
+    info = solver_info(call.solver, None, tuple(SOLVERS))
+    noises = None if call.noise is None else iter(pack(call.noise[1:]))
+    name_of_class = None
+    if call.image is not None:
+        assert twin is not None
+        name_of_class, module = twin
+        inject(patch, module, call.drawn())
+    sides = {frames if name == "frames" else name: side for name, side in call.sides.items()}
+    other = swapped(pipe, info, noises, name_of_class)
+    asked = {scale: call.scale} | options | call.texts()  # conditions may have options of their own
+    return other(**asked, **call.start(pack), **sides, num_inference_steps=call.steps, output_type=call.output)

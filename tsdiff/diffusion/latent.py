@@ -91,10 +91,10 @@ class LatentModel(PipelineModel):
         """Names the weights, configs and adapters: equal fingerprints give equal results on one machine."""
         plan = self.outline.plan
         parts = {name: getattr(self.pipeline, name) for name in self.parts}
-        return fingerprint(parts, scheduler=plan.config, scheduler_class=plan.class_name, **self.facts())
+        return fingerprint(parts, scheduler=plan.config, scheduler_class=plan.class_name, **self.named_facts())
 
-    def facts(self) -> dict[str, Any]:
-        """Further plain data that results depend on."""
+    def named_facts(self) -> dict[str, Any]:
+        """Further plain data that results depend on, for the fingerprint. (`facts` is what an outline tells of itself.)"""
         options = self.outline.source.options
         facts: dict[str, Any] = {}
         if options.lora:

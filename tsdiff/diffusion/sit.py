@@ -83,9 +83,9 @@ class SiTModel(DiTModel):
         for block in unwrapped(self.network).transformer_blocks:
             block.norm1.emb.time_proj.downscale_freq_shift = 0  # SiT's frequencies are 10000^(-i / 128), DiT's in diffusers 10000^(-i / 127)
 
-    def facts(self) -> dict[str, Any]:
+    def named_facts(self) -> dict[str, Any]:
         """Further plain data that results depend on."""
-        return super().facts() | {"family": PIPELINE, GUIDED: self.outline.guided_channels}
+        return super().named_facts() | {"family": PIPELINE, GUIDED: self.outline.guided_channels}
 
     def sampler(self, schedule: Schedule, solver: SolverInfo) -> Sampler:
         """The latent arithmetic of a solver on a schedule of this model, with guidance of its guided channels."""

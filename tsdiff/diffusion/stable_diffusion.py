@@ -61,7 +61,7 @@ class StableDiffusionOutline(PipelineOutline):
         self.told_scale = None if self.unet.get("time_cond_proj_dim") is None else TOLD_SCALE
         self.default_steps, self.default_guidance_scale = (20, 7.5) if self.told_scale is None else (4, 1.0)
         adapter = self.unet.get("encoder_hid_dim_type") == "ip_image_proj"
-        self.rules = ConditionRules(source.name, _text_layers(source), _width(self.unet), adapter, self.told_scale)
+        self.rules = ConditionRules(source.name, _text_layers(source), _width(self.unet), adapter, self.told_scale, self.text_tokens)
 
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """(height, width) in pixels; None takes what the UNet was trained on. Both are multiples of the VAE's factor (8)."""
@@ -81,9 +81,13 @@ class StableDiffusionOutline(PipelineOutline):
         """See `PipelineOutline`."""
         import torch
 
-        tokens = int(self.source.entry("text_encoder", "max_position_embeddings")) if "text_encoder" in self.source.components else 77
         told = {TOLD: torch.zeros(self.unet["time_cond_proj_dim"])} if self.told_scale is not None else {}
-        return {TEXT: torch.zeros(tokens, _width(self.unet))} | told
+        return {TEXT: torch.zeros(self.text_tokens, _width(self.unet))} | told
+
+    @property
+    def text_tokens(self) -> int:
+        """Length of an encoded prompt."""
+        return int(self.source.entry("text_encoder", "max_position_embeddings")) if "text_encoder" in self.source.components else 77
 
     def load(self) -> StableDiffusionModel:
         """Load the weights; a pipeline object that was handed over is used as it is."""
@@ -166,8 +170,12 @@ def _sample_size(source: Source) -> tuple[int, int]:
 
 
 def _text_layers(source: Source) -> int | None:
+    """Layers of the text encoder, None if there is none. Raises UsageError if it does not fit the UNet."""
     if "text_encoder" not in source.components:
         return None
+    made, taken = int(source.entry("text_encoder", "hidden_size")), _width(source.config("unet"))
+    if made != taken:
+        raise UsageError(f"the text encoder of {source.name!r} makes embeddings of width {made} but its UNet takes {taken}; they do not belong together")
     return int(source.entry("text_encoder", "num_hidden_layers"))
 
 

@@ -40,6 +40,7 @@ class ConditionRules:
       width: of a token's embedding.
       ip_adapter: whether an IP adapter is loaded, which then must be given an image.
       told_scale: the guidance scale that the UNet is usually told instead of being guided, None if it is not told any.
+      tokens: length of an encoded prompt.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ConditionRules:
     width: int
     ip_adapter: bool
     told_scale: float | None = None
+    tokens: int = 77
 
     def check(self, condition: Condition, *, guided: bool = False) -> None:
         """Raise UsageError if the model cannot take a condition (under guidance)."""
@@ -59,10 +61,14 @@ class ConditionRules:
                 if key not in known:
                     raise unknown_name(f"{kind} of a Stable Diffusion condition", key, known)
         for key, tensor in condition.tensors.items():
-            if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] != 1) or tensor.shape[-1] != self.width:
+            if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] != 1) or tensor.shape[-1] != self.width or 0 in tensor.shape:
                 raise UsageError(f"{key} has shape {tuple(tensor.shape)} but must be (tokens, {self.width}) or (1, tokens, {self.width})")
         if self.text_layers is None:
             self._check_without_encoder(condition, guided=guided)
+        if guided:
+            lengths = [condition.tensors[name].shape[-2] if name in condition.tensors else self.tokens for name in TENSORS]
+            if lengths[0] != lengths[1]:
+                raise UsageError(f"the prompt's embedding has {lengths[0]} tokens and the negative prompt's {lengths[1]}, but they must agree; give embeddings of one length")
         skip = condition.extra.get("clip_skip")
         if skip is not None and self.text_layers is not None and not (isinstance(skip, int) and 0 <= skip < self.text_layers):
             raise UsageError(f"clip_skip is {skip!r} but must be a whole number between 0 and {self.text_layers - 1}")

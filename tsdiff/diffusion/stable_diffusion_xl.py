@@ -129,9 +129,9 @@ class StableDiffusionXLModel(LatentModel):
         self.told_scale = outline.told_scale
         self.conditioner = Conditioner(self.pipeline, self.device, outline.rules, outline.unet.get("time_cond_proj_dim"))
 
-    def facts(self) -> dict[str, Any]:
+    def named_facts(self) -> dict[str, Any]:
         """What a negative prompt that is not there means."""
-        return super().facts() | {"force_zeros_for_empty_prompt": self.outline.rules.zeros}
+        return super().named_facts() | {"force_zeros_for_empty_prompt": self.outline.rules.zeros}
 
     def forward(self, latents: Tensor, timesteps: Tensor, rows: Sequence[Row]) -> Tensor:
         """The UNet's raw output (B, C, h, w), in its dtype, for scaled latents (B, C, h, w) and timesteps (B,) in 0..1000."""
