@@ -23,6 +23,7 @@ from tsdiff.treesearch.errors import SetupError, TsdiffWarning, UsageError
 from tsdiff.treesearch.journal import JournalReader, Position, Tail
 from tsdiff.treesearch.lock import holder
 from tsdiff.treesearch.rescored import Rescored, read_rescored
+from tsdiff.treesearch.runfacts import result_of
 from tsdiff.treesearch.runfile import JOURNAL, SEGMENTS
 from tsdiff.treesearch.runfolder import BASELINE, LATENTS, PICTURES, RUN, TREE, VIDEOS, LatentsFile, lock_path, read_json
 from tsdiff.treesearch.savedtree import WRONG, SavedNode, SavedTree
@@ -127,7 +128,7 @@ class SavedRun:
     @property
     def result(self) -> dict[str, Any]:
         """What a run that is done says of its result; empty until then."""
-        return _mapping(self.facts.get("result"))
+        return result_of(self.facts)
 
     @property
     def error(self) -> str | None:
@@ -218,6 +219,8 @@ class SavedRun:
             found.append(f"{JOURNAL}: {self._tail}")
         if not self._from_files and self.status in ("interrupted", "killed") and any(tree.places for tree in trees.values()):
             found += self._short_segments()
+        if self.facts.get("status") == "done" and not self.result:
+            found.append(f"{RUN}: its result is missing or makes no sense")
         if self.status == "done":
             named = {"best": self.result.get("image"), "baseline": self.result.get("image") and self.baseline}
             found += [f"{file} is missing" for which, file in PICTURES.items() if named[which] and not (self.path / file).exists()]
@@ -391,7 +394,7 @@ class SavedRun:
                 try:
                     self.facts = read_json(self.path / RUN)
                 except UsageError as error:  # what was known stays known
-                    self._wrong[RUN] = str(error)
+                    self._wrong[RUN] = str(error) if stamp else f"{RUN} is missing"
             word = self.facts.get("status")
             if word in ("done", "failed", "interrupted"):
                 self.status = word
@@ -418,7 +421,7 @@ class SavedRun:
             try:
                 trees[line] = SavedTree.from_json(read_json(self.path / name))
             except UsageError as error:
-                self._wrong[name] = str(error)
+                self._wrong[name] = str(error) if (self.path / name).exists() else f"{name} is missing"
             except WRONG as error:
                 self._wrong[name] = f"{str(self.path / name)!r} cannot be read ({type(error).__name__}: {error})"
         if "search" not in trees:
@@ -529,6 +532,8 @@ class SavedRun:
             size = path.stat().st_size if path.exists() else -1
             if number == last and 0 <= size < offset:
                 missing.append(f"{SEGMENTS}/{path.name} ends at byte {size}, where the journal knows of {offset}")
+            elif number == last and size < offset and not (self.path / LATENTS).exists():  # else those of drivers that have ended are there
+                missing.append(f"{SEGMENTS}/{path.name} is missing")
         return missing
 
     def _latents_file(self) -> LatentsFile | None:
