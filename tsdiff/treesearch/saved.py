@@ -532,7 +532,7 @@ class SavedRun:
             size = path.stat().st_size if path.exists() else -1
             if number == last and 0 <= size < offset:
                 missing.append(f"{SEGMENTS}/{path.name} ends at byte {size}, where the journal knows of {offset}")
-            elif number == last and size < offset and not (self.path / LATENTS).exists():  # else those of drivers that have ended are there
+            elif number == last and size < offset and folder.is_dir() and not (self.path / LATENTS).exists():  # that has those of ended drivers
                 missing.append(f"{SEGMENTS}/{path.name} is missing")
         return missing
 
