@@ -98,7 +98,7 @@ def test_a_folder_of_runs_goes_on_with_what_is_being_expanded(tsdiff, interrupt,
     ("arguments", "hint"),
     [
         (("nowhere",), "'nowhere' is not the folder of a run"),
-        ((".",), "is not a run folder: it has no run.json"),
+        ((".",), "'.' is not a run folder, but holds some: name one of them, such as 'runs/run-0001'"),
         (("{run}", "12"), "node 12 does not exist; the tree's nodes are 0 to 3"),
         (("{run}", "-1"), "unknown option"),
         (("{run}", "bset"), "node is 'bset' but must be a node's index, or 'best'"),

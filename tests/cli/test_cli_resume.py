@@ -1,10 +1,12 @@
 """`tsdiff resume`, and `tsdiff search` where the same search was interrupted."""
 
 import json
+import os
 
 import pytest
 
 from tsdiff.treesearch import search as search_module
+from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.search import execute
 
 QUICK = ("--steps", "6", "-P", "width=2", "-P", "branch=2", "--deterministic")
@@ -76,12 +78,16 @@ def test_several_prompts_go_on_together_or_alone(tsdiff, interrupt, tmp_path):
 
 @pytest.mark.parametrize(
     ("folder", "hint"),
-    [("nowhere", "'nowhere' is not the folder of a run"), (".", "not a run folder: it has no index.json"), ("old", "does not say what was searched"), ("broken", "cannot be read")],
+    [("nowhere", "'nowhere' is not the folder of a run"), (".", "'.' is not a run folder, but holds some: name one of them, such as 'broken' (2 in all)"), ("old", "does not say what was searched"), ("broken", "cannot be read"), ("empty", "it holds nothing. If a search made it, that was stopped before it began"), ("other", "it has no run.json")],
 )
 def test_what_is_no_run_is_one_line(tsdiff, tmp_path, folder, hint):
     for name, text in (("old", '{"format": 1, "status": "done"}'), ("broken", "{")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/lock").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
     result = tsdiff("resume", folder)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -91,16 +97,41 @@ def test_what_is_no_run_is_one_line(tsdiff, tmp_path, folder, hint):
 
 def test_resuming_what_is_done_changes_nothing(tsdiff, tmp_path):
     tsdiff("search", *QUICK)
-    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.name not in ("lock", "index.json") and path.is_file()}
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.name != "lock" and path.is_file()}
     result = tsdiff("resume", "runs/run-0001")
     assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == "runs/run-0001 is done, and nothing is left to do"
     assert "runs/run-0001" in result.stdout
     assert {path: path.read_bytes() for path in before} == before
     assert not (tmp_path / "runs/run-0001/latents").exists()
 
 
+def test_a_search_that_somebody_else_is_doing_is_told_and_left_alone(tsdiff, interrupt, tmp_path):
+    folder = interrupt(*QUICK)
+    before = {path: path.read_bytes() for path in (tmp_path / folder).rglob("*") if path.is_file() and path.name != "lock"}
+    with Lock(tmp_path / folder / "lock"):
+        result = tsdiff("search", *QUICK)
+        (line,) = (line for line in result.stderr.splitlines() if "same search" in line)
+        assert line == f"runs/run-0001 is the same search, which process {os.getpid()} is doing now; this is another one"
+        assert "run-0002" in result.stdout
+        assert "same search" not in tsdiff("search", *QUICK, "--seed", "1").stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_was_damaged_is_told_kept_and_done_again(tsdiff, interrupt, tmp_path):
+    folder = tmp_path / interrupt(*QUICK)
+    data = (folder / "journal.jsonl").read_bytes()
+    at = data.index(b'"price"')
+    (folder / "journal.jsonl").write_bytes(data[:at] + b'"Price"' + data[at + 7 :])
+    result = tsdiff("resume", folder)
+    assert result.exit_code == 0
+    (line,) = (line for line in result.stderr.splitlines() if "is damaged" in line)
+    assert "is damaged (its checksum is wrong)" in line
+    assert line.endswith("journal.jsonl.damaged-1 keeps them, and what they told is done again")
+    assert data.endswith((folder / "journal.jsonl.damaged-1").read_bytes()[-200:])
+
+
 def test_the_second_ctrl_c_stops_at_once():
-    import os
     import signal
 
     from tsdiff.cli.interrupt import first_finishes_the_batch

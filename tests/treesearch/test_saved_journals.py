@@ -243,6 +243,8 @@ def test_missing_pictures_and_short_segments_are_told(beam, tmp_path):
     run = load_run(part)
     assert run.damage == (f"latents/00000.seg ends at byte {segment.stat().st_size}, where the journal knows of {segment.stat().st_size + 64}",)
     assert torch.isfinite(run.latent(0)).all()
+    segment.unlink()
+    assert load_run(part).damage == ("latents/00000.seg is missing",)
 
 
 json_values = st.sampled_from(["null", "true", "-1", "0", "1", "7", "1000000", "1e40", "-0.5", "1" + "0" * 40, '""', '"0"', '"x"', '"denoise"', "[]", "[0]", "[[]]", "[null, {}]", "{}", '{"a": 1}', '{"score": null}', '{"score": "1"}']).map(json.loads)

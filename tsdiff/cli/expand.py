@@ -77,7 +77,7 @@ def grow(ctx: click.Context, folder: Path, asked: Asked | None, *, quiet: bool, 
         ctx.obj.kept = str(folder)
         with progress(quiet=quiet, loading=f"loading {expansion.plan.model.name}") as callback, first_finishes_the_batch() as stop:
             try:
-                result = carry_out(expansion, callback=callback, stop=stop)
+                result = carry_out(expansion, callback=callback, stop=stop, notify=(lambda line: None) if quiet else (lambda line: say("warning", line)))
             except SearchFailed as failure:
                 say("failed", f"the expansion of node {expansion.node.index}: {failure}")
                 return FAILED

@@ -40,15 +40,19 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **chan
     Try:
       tsdiff resume runs/run-0001
     """
-    from tsdiff.treesearch.durable import unfinished_expansion
+    from tsdiff.treesearch.durable import status, unfinished_expansion
     from tsdiff.treesearch.resume import planned
     from tsdiff.treesearch.search import execute
 
     changed = {name: value for name, value in changed.items() if value is not None}
+    if run.is_dir():
+        ctx.obj.kept = str(run)
     if unfinished_expansion(run):
         return _then_what_waits(ctx, run, grow(ctx, run, None, quiet=quiet, as_json=as_json, **changed), quiet)
     with planned(run, **changed) as (plan, folder):
-        if not quiet:
+        if not quiet and plan.num_runs == 1 and status(folder) == "done":
+            say("", f"{folder} is done, and nothing is left to do")
+        elif not quiet:
             say("", f"continuing {folder}: {announcement(plan)}")
             say_where_to_answer(plan, folder)
             for line in plan.notices:

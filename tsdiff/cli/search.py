@@ -47,7 +47,8 @@ def command(ctx: click.Context, /, **params: Any) -> int:
     fresh = params.pop("fresh")
     plan = make_plan(ctx)
     _check_writable(params["out"])
-    from tsdiff.treesearch.durable import CHANGEABLE, unfinished
+    from tsdiff.treesearch.arguments import CHANGEABLE
+    from tsdiff.treesearch.durable import being_written, unfinished
     from tsdiff.treesearch.resume import planned
     from tsdiff.treesearch.search import execute
 
@@ -62,6 +63,8 @@ def command(ctx: click.Context, /, **params: Any) -> int:
             lasting = {name: value for name, value in plan.arguments.items() if name in CHANGEABLE}
             plan, _ = stack.enter_context(planned(into, **lasting))
             begun(into)
+        elif not params["quiet"] and (other := being_written(plan)) is not None:
+            say("", f"{other[0]} is the same search, which {other[1]} is doing now; this is another one")
         if not params["quiet"]:
             again = "" if into is None else f"continuing {into}, which was interrupted (--fresh begins anew): "
             say("", f"{again}{announcement(plan)}")

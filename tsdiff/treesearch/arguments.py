@@ -8,13 +8,14 @@ be passed again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tsdiff.treesearch import registry
-from tsdiff.treesearch.errors import TsdiffError, UsageError
+from tsdiff.treesearch.errors import TsdiffError, UsageError, unknown_name
 from tsdiff.treesearch.parameters import build
 from tsdiff.treesearch.plan import Plan, policy_options
 from tsdiff.treesearch.protocols import Condition
@@ -27,6 +28,9 @@ INPUTS = "inputs.safetensors"
 IMAGE = "init.png"
 OWN = ("out",)
 """Not part of a run: where it is."""
+
+CHANGEABLE = ("max_batch", "memory_limit", "seconds", "previews", "metadata")
+"""Arguments that may change while a run lasts."""
 
 
 @dataclass
@@ -78,10 +82,17 @@ def prepare_again(data: Mapping[str, Any], options: Mapping[str, Any], folder: P
     """
     from tsdiff.treesearch.plan import prepare
 
+    known = {"model", "prompts", *(prepare.__kwdefaults__ or {})} - set(OWN)
+    for name in given:
+        if name not in known:
+            raise unknown_name("option", name, known - {"verifiers"} | {"verifier", "callback"})
+    if strange := [name for name in data if name not in known]:
+        raise UsageError(f"{str(folder)!r} was searched with {', '.join(map(repr, strange))}, which this tsdiff does not know; continue it with the tsdiff that began it, or undo what was changed in its files")
     arguments = read_arguments(data, folder, given)
-    if arguments.get("model") is not None:
-        return prepare(**arguments, **more)
-    plan = prepare(**arguments | {"model": options["model"]}, **more)
+    with _making_sense(folder, given):
+        if arguments.get("model") is not None:
+            return prepare(**arguments, **more)
+        plan = prepare(**arguments | {"model": options["model"]}, **more)
     return dataclasses.replace(plan, arguments={**plan.arguments, "model": None})
 
 
@@ -100,10 +111,23 @@ def read_arguments(data: Mapping[str, Any], folder: Path, given: Mapping[str, An
     if missing:
         described = ", ".join(f"{name} ({object_in(data[name])})" for name in missing)
         raise UsageError(f"{str(folder)!r} was made with objects that no file holds: {described}; continue it from Python: tsdiff.resume({str(folder)!r}, {', '.join(f'{name}=...' for name in missing)})")
-    arguments = {name: _restore(value, folder) for name, value in data.items() if name not in given} | dict(given)
+    with _making_sense(folder, {}):
+        arguments = {name: _restore(value, folder) for name, value in data.items() if name not in given} | dict(given)
     if "policy" in given and "policy_options" not in given and not isinstance(given["policy"], str):
         arguments.pop("policy_options", None)  # the object has its own
     return arguments
+
+
+@contextmanager
+def _making_sense(folder: Path, given: Mapping[str, Any]) -> Iterator[None]:
+    """Files may hold anything once somebody has edited them: what cannot be understood is a UsageError, unless an object that is `given` may be at fault."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        if isinstance(error, TsdiffError) or given.keys() - set(CHANGEABLE):
+            raise
+        why = " ".join(str(error).split())
+        raise UsageError(f"{str(folder)!r} cannot be continued: what its files say of the search makes no sense ({type(error).__name__}: {why})") from error
 
 
 def _policy(policy: Any) -> dict[str, Any]:

@@ -13,17 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tsdiff.treesearch.arguments import IMAGE, INPUTS, Written, object_in, write_arguments
+from tsdiff.treesearch.arguments import CHANGEABLE, IMAGE, INPUTS, Written, object_in, write_arguments
 from tsdiff.treesearch.disk import LOCAL, Disk, told
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.history import Origin
-from tsdiff.treesearch.lock import holder
+from tsdiff.treesearch.lock import Holder, holder
 from tsdiff.treesearch.plan import Plan
 from tsdiff.treesearch.protocols import Allocator, TellingOutline
 from tsdiff.treesearch.questions import forget_questions
 from tsdiff.treesearch.rebuild import rebuild
 from tsdiff.treesearch.results import Failure
 from tsdiff.treesearch.run import Run
+from tsdiff.treesearch.runfacts import drivers_of, require_result
 from tsdiff.treesearch.runfile import different, discard_segments
 from tsdiff.treesearch.runfolder import (
     FORMAT,
@@ -73,6 +74,7 @@ class RunFolders:
         self._written = write_arguments(plan.arguments, plan.image)
         self._open: set[Place] = set()
         self._names: dict[Place, str] = {}
+        self._changed = False
 
     def path(self, place: Place) -> Path:
         """The run folder of a prompt and a seed."""
@@ -98,7 +100,10 @@ class RunFolders:
         if known is None:
             self._inputs(folder, self._arguments(place))
             self._run(place, {"status": "running"})
+        else:
+            require_result(read_json(folder / RUN), folder)
         run.done = known == "done" or expansions(folder) != []
+        self._changed |= not run.done
         return folder
 
     def opened(self, run: Run) -> None:
@@ -143,10 +148,12 @@ class RunFolders:
         forget_questions(self.path(place), self.disk)
 
     def finish_all(self, facts: Mapping[str, Any]) -> None:
-        """Write the index of the whole search, and the table of its runs."""
+        """Write the index of the whole search, and the table of its runs; where all were done before, it is there."""
         places = [(c, s) for c in range(len(self.plan.conditions)) for s in range(len(self.plan.seeds))]
         write_summary(self.folder, [self.path(place) for place in places], disk=self.disk)
-        self._index(facts)
+        index = self.folder / INDEX
+        if self._changed or not index.exists() or read_json(index).get("status") != facts["status"]:
+            self._index(facts)
 
     def interrupt(self) -> None:
         """Write that the search was stopped."""
@@ -243,7 +250,7 @@ def status(folder: Path) -> str | None:
 def expansions(folder: Path) -> list[dict[str, Any]]:
     """What `run.json` says of a run's drivers, the search itself first; empty where the run was never expanded."""
     path = folder / RUN
-    return list(read_json(path).get("drivers", ())) if path.exists() else []
+    return drivers_of(read_json(path), folder) if path.exists() else []
 
 
 def unfinished_expansion(folder: Path) -> bool:
@@ -251,30 +258,35 @@ def unfinished_expansion(folder: Path) -> bool:
     return any(driver["status"] != "done" for driver in expansions(folder)[-1:])
 
 
-CHANGEABLE = ("max_batch", "memory_limit", "seconds", "previews", "metadata")
-"""Arguments that may change while a run lasts."""
-
-
 def unfinished(plan: Plan) -> Path | None:
     """The newest folder in `plan.out` whose search was the same, was interrupted and is not being written; None if there is none."""
+    return next((folder for folder, writer in _alike(plan) if writer is None), None)
+
+
+def being_written(plan: Plan) -> tuple[Path, Holder] | None:
+    """The newest folder in `plan.out` whose search is the same and is going on, and who writes it; None if there is none."""
+    return next(((folder, writer) for folder, writer in _alike(plan) if writer is not None), None)
+
+
+def _alike(plan: Plan) -> Iterator[tuple[Path, Holder | None]]:
+    """The folders in `plan.out` whose search is the same and has not come to its end, the newest first, and who writes them."""
     written = write_arguments(plan.arguments, plan.image)
     if plan.out is None or not plan.out.is_dir() or written.tensors or object_in(written.data):
-        return None
+        return
     wanted, options = _lasting(written.data), lasting(plan.to_json())
     for folder in sorted(plan.out.glob("run-*"), reverse=True):
         path = folder / (RUN if plan.num_runs == 1 else INDEX)
         try:
-            if not path.exists() or holder(folder / LOCK) is not None:
+            if not path.exists():
                 continue
-            facts = read_json(path)
+            facts, writer = read_json(path), holder(folder / LOCK)
         except UsageError:  # of another run, and nothing that this one needs
             continue
         arguments, known = facts.get("arguments"), facts.get("options")
         if facts.get("status") not in ("running", "interrupted") or facts.get("drivers") or not isinstance(arguments, dict) or not isinstance(known, dict):
             continue
         if _equal(_lasting(arguments), wanted) and _equal(lasting(known), options) and (plan.image is None or _same_image(folder / IMAGE, plan.image)):
-            return folder
-    return None
+            yield folder, writer
 
 
 def _equal(known: Any, now: Any) -> bool:
@@ -293,8 +305,11 @@ def _lasting(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _same_image(path: Path, image: Any) -> bool:
     from PIL import Image
 
-    with Image.open(path) as opened:
-        return bool(opened.tobytes() == image.tobytes())
+    try:
+        with Image.open(path) as opened:
+            return bool(opened.tobytes() == image.tobytes())
+    except (OSError, ValueError, SyntaxError):  # of another search, and damaged
+        return False
 
 
 def require_same(known: Mapping[str, Any], plan: Plan, folder: Path) -> None:
@@ -305,10 +320,11 @@ def require_same(known: Mapping[str, Any], plan: Plan, folder: Path) -> None:
 
 
 @contextmanager
-def same_machine(known: Mapping[str, Any], folder: Path) -> Iterator[None]:
+def same_machine(known: Any, folder: Path) -> Iterator[None]:
     """Deterministic bytes need the same libraries, kernels and number of threads, which is set."""
     import torch
 
+    known = known if isinstance(known, Mapping) else {}
     threads = torch.get_num_threads()
     if isinstance(known.get("threads"), int):
         torch.set_num_threads(known["threads"])

@@ -115,6 +115,7 @@ def carry_out(
     *,
     callback: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    notify: Callable[[str], None] = lambda line: None,
     disk: Disk = LOCAL,
     sync_seconds: float = SYNC_SECONDS,
 ) -> Result:
@@ -123,6 +124,7 @@ def carry_out(
     Args:
       callback: called with a `Progress` after every batch.
       stop: asked before every batch whether to stop.
+      notify: told what was damaged in the run's files and has to be done again, or could not be written, a line each.
       disk: through which the run's files are changed.
       sync_seconds: how long what happened may wait before it would survive a power cut.
 
@@ -170,8 +172,14 @@ def carry_out(
         except KeyboardInterrupt:
             files.interrupt()
             raise
+        finally:
+            for line in recorder.notices:
+                notify(line)
         if isinstance(run.error, UNREPEATABLE):
             raise run.error
+        previews.close()
+        if previews.notice is not None:
+            notify(previews.notice)
         result = files.finish(run, engine.ledger)
         if run.error is not None:
             raise run.error

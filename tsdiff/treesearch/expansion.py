@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tsdiff.treesearch.arguments import object_in, prepare_again, read_arguments, write_arguments
+from tsdiff.treesearch.arguments import CHANGEABLE, object_in, prepare_again, read_arguments, write_arguments
 from tsdiff.treesearch.budgets import capped
 from tsdiff.treesearch.disk import LOCAL, Disk
-from tsdiff.treesearch.durable import CHANGEABLE, about_run, same_machine
+from tsdiff.treesearch.durable import about_run, same_machine
 from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.journal import JournalReader
 from tsdiff.treesearch.ledger import Cost, Spend
@@ -27,6 +27,7 @@ from tsdiff.treesearch.requests import Denoise, Draw, Score
 from tsdiff.treesearch.resolve import Verifiers, check_needs, resolve_policy, resolve_verifiers, roles_in, roles_of
 from tsdiff.treesearch.restore import lost_path, price
 from tsdiff.treesearch.run import Launch, levels_of_ancestors
+from tsdiff.treesearch.runfacts import drivers_of, no_run, require_result, require_searched
 from tsdiff.treesearch.runfile import JOURNAL, different
 from tsdiff.treesearch.runfolder import INDEX, RUN, LatentsFile, environment, lock_path, read_json
 from tsdiff.treesearch.strictjson import decode, encode
@@ -183,7 +184,7 @@ def planned_expansion(folder: Path, asked: Asked | None, *, command: str | None 
     _facts(folder)
     with Lock(lock_path(folder), disk=disk), ExitStack() as stack:
         facts = _facts(folder)
-        drivers: list[dict[str, Any]] = list(facts.get("drivers", ()))
+        drivers = drivers_of(facts, folder)
         if command is not None and any(driver.get("command") == command for driver in drivers):
             raise Taken(f"command {command} has been taken already")
         begun = drivers[-1] if drivers and drivers[-1]["status"] != "done" else None
@@ -221,9 +222,11 @@ def _facts(folder: Path) -> dict[str, Any]:
         names = sorted(entry.name for entry in folder.iterdir() if (entry / RUN).exists())
         shown = ", ".join(names[:4]) + (f", ... ({len(names)} in all)" if len(names) > 4 else "")
         raise UsageError(f"{str(folder)!r} holds the runs of several prompts or seeds; name one of them: {shown}")
+    if not (folder / RUN).exists():
+        raise no_run(folder, RUN)
     facts = read_json(folder / RUN)
-    if "arguments" not in facts or "options" not in facts:
-        raise UsageError(f"{str(folder)!r} cannot be expanded: its {RUN} does not say what was searched")
+    require_searched(facts, folder, "expanded")
+    require_result(facts, folder)
     return facts
 
 
@@ -336,7 +339,7 @@ def _policy(asked: Asked, stay: bool) -> tuple[Policy, bool]:
     if isinstance(policy, Allocator):
         raise UsageError(f"policy {policy.name} shares a budget among many searches; an expansion is one: choose another")
     if stay:
-        raise UsageError(f"policy {policy.name} needs different first nodes, so that the node has to be re-noised; give a renoise above 0")
+        raise UsageError(f"policy {policy.name} needs different first nodes, so that the node has to be re-noised; give a renoise above 0, and a node above level 0")
     return policy, open_size
 
 

@@ -77,6 +77,7 @@ class FileRecorder:
 
     Attributes:
       ledger: the engine's, which goes on where an interruption left it.
+      notices: what was damaged in the files and has to be done again, a line each.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class FileRecorder:
         previews: PreviewWriter | None = None,
     ) -> None:
         self.ledger = EngineLedger()
+        self.notices: list[str] = []
         self._folder = folder
         self._about = about
         self._opened = opened
@@ -106,6 +108,7 @@ class FileRecorder:
         folder = self._folder(run)
         if folder not in self._files:
             self._files[folder] = RunFile(folder, self._about(run), **self._options)
+            self.notices += filter(None, [self._files[folder].repaired])
             if folder not in self._seen:  # what this process wrote itself is on its ledger already
                 self._seen.add(folder)
                 self._go_on(self._files[folder].engine)

@@ -17,6 +17,7 @@ from tsdiff.treesearch.expansion import planned_expansion
 from tsdiff.treesearch.lock import Lock
 from tsdiff.treesearch.plan import Plan
 from tsdiff.treesearch.results import Result, Results
+from tsdiff.treesearch.runfacts import no_run, require_result, require_searched
 from tsdiff.treesearch.runfile import different
 from tsdiff.treesearch.runfolder import INDEX, RUN, lock_path, read_json
 from tsdiff.treesearch.search import Progress, execute
@@ -71,9 +72,13 @@ def planned(folder: Path, *, disk: Disk = LOCAL, **given: Any) -> Iterator[tuple
     """
     if not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is not the folder of a run; `--out` of the search says where it is")
-    facts = read_json(folder / (RUN if (folder / RUN).exists() else INDEX))
-    if "arguments" not in facts:
-        raise UsageError(f"{str(folder)!r} cannot be continued: its {RUN} does not say what was searched")
+    name = next((name for name in (RUN, INDEX) if (folder / name).exists()), None)
+    if name is None:
+        raise no_run(folder, RUN)
+    facts = read_json(folder / name)
+    require_searched(facts, folder)
+    if name == RUN:
+        require_result(facts, folder)
     if not facts.get("alone", True):
         raise UsageError(f"{str(folder)!r} shares its budget with other prompts; resume {str(folder.parent)!r}, which continues them all")
     if "verifier" in given:

@@ -56,10 +56,11 @@ class RunFile:
         self._segments: Segments | None = None
         self.tapes: dict[tuple[str, int], Tape] = {}
         self._journal = Journal.open(folder / JOURNAL, dict(about), disk=disk)
+        dropped = self._journal.dropped
+        self._repaired = str(dropped) if dropped is not None and dropped.damaged else None
         try:
             if self._journal.about != about:
                 raise UsageError(f"{str(folder)!r} cannot be continued as another search: {different(self._journal.about, about)}")
-            self.dropped = self._journal.dropped
             self._drop_unreadable()
             self.tapes, self.engine, end = _index(folder)
             self._segments = Segments.open(self.segment_folder, end=end, limit=segment_bytes, disk=disk)
@@ -67,6 +68,11 @@ class RunFile:
             self.close()
             raise
         self._sync_due = time.monotonic() + sync_seconds
+
+    @property
+    def repaired(self) -> str | None:
+        """What was damaged when the files were opened, and where it is kept now; None where nothing was, or a write had only not been finished."""
+        return None if self._repaired is None else f"{str(self.folder / JOURNAL)!r}: {self._repaired}; {self._journal.aside} keeps them, and what they told is done again"
 
     def store(self, tensors: Sequence[tuple[str, Tensor]]) -> list[Place]:
         """Write tensors by key that the next `commit` will tell of; returns their places."""
@@ -129,6 +135,7 @@ class RunFile:
                 start = JournalReader(self.folder / JOURNAL).start
                 assert start is not None
                 self._journal.cut(before or start)
+                self._repaired = f"the tensors of group {group.number} are lost; it and what follows is left out"
                 return
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from tsdiff.treesearch.errors import SetupError, UsageError
 from tsdiff.treesearch.journal import JournalReader, Position, Tail
 from tsdiff.treesearch.lock import holder
+from tsdiff.treesearch.runfacts import result_of
 from tsdiff.treesearch.runfile import JOURNAL, SEGMENTS
-from tsdiff.treesearch.runfolder import BASELINE, RUN, TREE, lock_path, read_json
+from tsdiff.treesearch.runfolder import BASELINE, LATENTS, RUN, TREE, lock_path, read_json
 from tsdiff.treesearch.savedtree import WRONG, SavedNode, SavedTree
 from tsdiff.treesearch.segmentfile import segment_path
 
@@ -123,7 +124,7 @@ class RunReader:
                 try:
                     self.facts = read_json(self.path / RUN)
                 except UsageError as error:  # what was known stays known
-                    self.wrong[RUN] = str(error)
+                    self.wrong[RUN] = str(error) if now else f"{RUN} is missing"
             word = self.facts.get("status")
             if word in ("done", "failed", "interrupted"):
                 self.status = word
@@ -150,13 +151,13 @@ class RunReader:
             try:
                 trees[line] = SavedTree.from_json(read_json(self.path / name))
             except UsageError as error:
-                self.wrong[name] = str(error)
+                self.wrong[name] = str(error) if (self.path / name).exists() else f"{name} is missing"
             except WRONG as error:
                 self.wrong[name] = f"{str(self.path / name)!r} cannot be read ({type(error).__name__}: {error})"
         if "search" not in trees:
             return False
         self._trees = trees
-        answer = mapping(self.facts.get("result")).get("node")
+        answer = result_of(self.facts).get("node")
         if type(answer) is int and 0 <= answer < len(trees["search"].nodes):
             trees["search"].answer = answer
         if "baseline" in trees and trees["baseline"].best is None:  # it has a sample, and no verifier could score it
@@ -261,6 +262,8 @@ class RunReader:
             size = path.stat().st_size if path.exists() else -1
             if number == last and 0 <= size < offset:
                 missing.append(f"{SEGMENTS}/{path.name} ends at byte {size}, where the journal knows of {offset}")
+            elif number == last and size < offset and folder.is_dir() and not (self.path / LATENTS).exists():  # that has those of ended drivers
+                missing.append(f"{SEGMENTS}/{path.name} is missing")
         return missing
 
 

@@ -22,8 +22,9 @@ from tsdiff.treesearch.errors import SetupError, TsdiffWarning, UsageError
 from tsdiff.treesearch.findruns import run_folder, run_folders
 from tsdiff.treesearch.journal import Position
 from tsdiff.treesearch.rescored import Rescored, read_rescored
+from tsdiff.treesearch.runfacts import result_of
 from tsdiff.treesearch.runfile import SEGMENTS
-from tsdiff.treesearch.runfolder import LATENTS, PICTURES, VIDEOS, LatentsFile
+from tsdiff.treesearch.runfolder import LATENTS, PICTURES, RUN, VIDEOS, LatentsFile
 from tsdiff.treesearch.runreader import RunReader, Update, mapping, stamp
 from tsdiff.treesearch.savedtree import SavedNode, SavedTree
 from tsdiff.treesearch.segmentfile import read
@@ -111,7 +112,7 @@ class SavedRun:
     @property
     def result(self) -> dict[str, Any]:
         """What a run that is done says of its result; empty until then."""
-        return mapping(self.facts.get("result"))
+        return result_of(self.facts)
 
     @property
     def error(self) -> str | None:
@@ -194,6 +195,8 @@ class SavedRun:
     def damage(self) -> tuple[str, ...]:
         """What is damaged or missing, a line each; empty if all is well."""
         found = self._reader.damage()
+        if self.facts.get("status") == "done" and not self.result:
+            found.append(f"{RUN}: its result is missing or makes no sense")
         if self.status == "done":
             named = {"best": self.result.get("image"), "baseline": self.result.get("image") and self.baseline}
             found += [f"{file} is missing" for which, file in PICTURES.items() if named[which] and not (self.path / file).exists()]

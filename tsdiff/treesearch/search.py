@@ -180,6 +180,7 @@ def execute(
             stack.enter_context(settings(plan.limits.deterministic))
             collector.calibrated = calibrate(plan, model, None if plan.image is None else pixels(plan.image), collector.trees.append, progress)
         except BaseException:
+            stack.close()  # with what was spilled into the folder
             if folder is not None and into is None:
                 folder.rmdir()  # nothing has been written into it yet
                 if outer_is_new:
@@ -224,7 +225,8 @@ def execute(
             _count_lost(engine, collector.trees)
         results, failures = collector.finish()
         previews.close()
-        notices = (*(line for line in model.notices if line not in plan.notices), *filter(None, [previews.notice]))
+        damaged = () if recorder is None else recorder.notices
+        notices = (*damaged, *(line for line in model.notices if line not in plan.notices), *filter(None, [previews.notice]))
         done = Results(results, engine.ledger, failures, folder, time.perf_counter() - started, notices, forest, collector.calibrated)
         if collector.folders is not None:
             collector.folders.finish_all(_index(done))
