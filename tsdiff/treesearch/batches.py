@@ -80,6 +80,10 @@ class Limits:
             object.__setattr__(self, "network", CONSTANT_ROWS)
 
 
+class PlaceMatters(SetupError):
+    """Equal rows of one batch gave unequal results, so that bytes depend on what else the batch holds."""
+
+
 @dataclass
 class Bucket:
     """Network rows that fit in one batch, the longest remaining work first."""
@@ -87,6 +91,7 @@ class Bucket:
     sampler: Sampler
     limit: int | None
     constant: bool = False  # whether every call has exactly `limit` rows
+    fresh: bool = True  # whether there was no call yet
     rows: list[tuple[int, int, Evaluation, int]] = field(default_factory=list)
 
 
@@ -237,7 +242,10 @@ class Batches:
     def _evaluate(self, bucket: Bucket) -> None:
         """One network call, and what follows from the evaluations that it completes."""
         assert bucket.limit is not None
-        taken = [heapq.heappop(bucket.rows)[2:] for _ in range(min(bucket.limit, len(bucket.rows)))]
+        # The first call of deterministic mode has a filled-up row in any case, which shows whether places matter.
+        most = max(bucket.limit - 1, 1) if bucket.fresh and self.limits.deterministic else bucket.limit
+        bucket.fresh = False
+        taken = [heapq.heappop(bucket.rows)[2:] for _ in range(min(most, len(bucket.rows)))]
         taken = [(evaluation, branch) for evaluation, branch in taken if not evaluation.over]
         if not taken:
             return
@@ -256,6 +264,7 @@ class Batches:
             self.ledger.rows += len(items)
             self.ledger.padding += len(padded) - len(items)
             self.ledger.batches += 1
+            self._require_equal("network", len(padded), _all_equal(outputs, len(items)))
             return list(outputs.unbind(0)[: len(items)])
 
         def shrink(size: int) -> None:
@@ -292,6 +301,7 @@ class Batches:
             media = decode(torch.stack([item.x0 for item in padded]))
             if media.kind != model.media or media.pixels.dim() != (5 if media.kind == "video" else 4):
                 raise UsageError(f"model {model.name!r}, whose media is {model.media!r}, decoded {media.kind!r} of shape {tuple(media.pixels.shape)}; images are (B, 3, H, W), videos (B, F, 3, H, W)")
+            self._require_equal("decode", len(padded), _all_equal(media.pixels, len(batch)))
             return list(media.pixels.unbind(0)[: len(batch)])
 
         def shrink(size: int) -> None:
@@ -325,6 +335,7 @@ class Batches:
             rows = [candidate for item in batch for candidate in item.candidates]
             padded = rows if verifier.scope == "set" else self._padded(rows, self.limits.verify)
             values = _score(verifier, padded)
+            self._require_equal(f"verifier {verifier.name}", len(padded), all(value == values[0] for value in values[len(rows) :]))
             shares = iter(values)
             return [[next(shares) for _ in item.candidates] for item in batch]
 
@@ -399,6 +410,14 @@ class Batches:
         """A batch of exactly `rows` when deterministic: padding repeats a real row."""
         return [*items, *[items[0]] * (rows - len(items))] if self.limits.deterministic else items
 
+    def _require_equal(self, stage: str, rows: int, equal: bool) -> None:
+        """In deterministic mode, end the search if a row that was filled up, a copy of the first, has another result than the first."""
+        if self.limits.deterministic and not equal:
+            raise PlaceMatters(
+                f"equal rows of one {stage} call of {rows} gave unequal results, so that the bytes of a tree would depend on what shares its batches; "
+                "deterministic mode needs another row count on this machine: set max_batch (powers of two fare best, and 1 always does), or leave the mode"
+            )
+
     def _attempt(self, stage: str, items: Sequence[T], call: Callable[[Sequence[T]], list[Any]], shrink: Callable[[int], None]) -> list[Any]:
         """Run a batch; out of memory halves it, any other error is narrowed down to its rows.
 
@@ -407,6 +426,8 @@ class Batches:
         """
         try:
             return call(items)
+        except PlaceMatters:
+            raise
         except Exception as error:
             if is_out_of_memory(error):
                 if self.limits.deterministic:
@@ -426,6 +447,12 @@ class Batches:
 def _is_apart(item: Decode) -> bool:
     """Whether a clean estimate is decoded by a decoder of its own."""
     return item.estimated and isinstance(item.model, EstimateDecoder) and item.model.estimate_decoder is not None
+
+
+def _all_equal(results: Tensor, real: int) -> bool:
+    """Whether the results (B, ...) after the first `real` repeat the first, bit for bit (NaN is like NaN)."""
+    copies, first = results[real:], results[:1]
+    return bool(((copies == first) | (copies.isnan() & first.isnan())).all())
 
 
 def _take(items: deque[T], most: int) -> list[T]:
