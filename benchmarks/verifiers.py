@@ -1,6 +1,6 @@
 """How fast images are scored: as tensors in batches, against one PIL image a call, on the CLIP of the shapes world.
 
-    python benchmarks/verifiers.py [--json] [--rounds N]
+    python benchmarks/verifiers.py [--json] [--rounds N] [--save docs/results]
     python benchmarks/verifiers.py --model FOLDER --size 512 --device cuda
 
 The batched path is a search's own: pictures stay tensors, 16 in a call, each prompt is encoded once. The other is the
@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels of a side")
     parser.add_argument("--model", type=Path, help="a folder in open_clip's layout; the embedded shapes-clip by default")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write verifiers.json")
     options = parser.parse_args()
     device = picture_device(options.device)
     with ExitStack() as stack:
@@ -137,6 +138,9 @@ def main() -> None:
         images, prompts = pictures(options.images, options.size)
         images = images.to(device)
         report = measure(verifier, scripts, images, prompts, device, options.rounds, what)
+    if options.save is not None:
+        options.save.mkdir(parents=True, exist_ok=True)
+        (options.save / "verifiers.json").write_text(json.dumps(report, indent=1) + "\n")
     if options.json:
         print(json.dumps(report))
     else:

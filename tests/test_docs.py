@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+VERIFIERS = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str, *languages: str) -> list[str]:
@@ -54,6 +55,11 @@ def test_files_that_pages_name_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"`((?:tests|examples|benchmarks|docs)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_figures_on_the_page_of_verifiers_are_those_measured() -> None:
+    page = runpy.run_path(str(ROOT / "docs/make_verifier_figures.py"))["page"]
+    assert page(VERIFIERS) == VERIFIERS, "run `python docs/make_verifier_figures.py`"
 
 
 def test_command_line_reference_is_up_to_date() -> None:
@@ -159,3 +165,5 @@ def test_the_readme_names_everything_there_is(kind: str) -> None:
             names = set(tomllib.load(file)["project"]["entry-points"][f"tsdiff.{kind}"])
     first_cells = " ".join(line.split("|")[1] for line in README.splitlines() if line.startswith("| "))
     assert names <= set(re.findall(r"`([^`]+)`", first_cells))
+    if kind == "verifiers":
+        assert names <= set(re.findall(r"`([^`\n]+)`", VERIFIERS))

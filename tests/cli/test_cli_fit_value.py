@@ -243,7 +243,7 @@ def of_one_seed(runs):
         (lambda runs: reshape(folders(runs)[1], lambda name, tensor: tensor.new_zeros(2 + (name == "node/3"))), (), "holds latents of different shapes"),
         (lambda runs: (folders(runs)[0] / "latents.safetensors").unlink(), (), "has no latents.safetensors"),
         (lambda runs: (folders(runs)[0] / "latents.safetensors").write_bytes(b"no"), (), "latents.safetensors' cannot be read"),
-        (lambda runs: (folders(runs)[0] / "run.json").unlink(), (), "it has no run.json"),
+        (lambda runs: (folders(runs)[0] / "run.json").unlink(), (), "run.json is missing"),
         (lambda runs: (folders(runs)[0] / "tree.json").write_text("{"), (), "cannot be read"),
         (lambda runs: edit(folders(runs)[0], "tree.json", lambda data: data.pop("schedule")), (), "cannot be read (KeyError"),
         (lambda runs: edit(folders(runs)[0], "tree.json", infinite), (), "Infinity is not strict JSON"),

@@ -24,6 +24,7 @@ from tsdiff.treesearch.errors import UsageError
 from tsdiff.treesearch.imports import prepare_torchvision
 from tsdiff.treesearch.protocols import Condition
 from tsdiff.treesearch.schedule import SolverInfo
+from tsdiff.treesearch.starts import tail_of
 
 prepare_torchvision()  # so that descriptions may import diffusers after this module
 
@@ -218,7 +219,7 @@ def ours(model: Any, call: Call, *, stagger: int = 0) -> Tensor:
     noise, origin = call.noise, None
     assert noise is not None
     if call.image is not None:
-        schedule = schedule.tail(call.steps - int(call.steps * STRENGTH))
+        schedule = tail_of(schedule, call.image, STRENGTH)
         origin = model.encode_images(call.image, noise[1])
     encoded = model.encode(call.conditions, guided=call.scale > 1)
     assert all(len(one.rows) == 1 + (call.scale > 1) for one in encoded)
