@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tsdiff.cli.announce import of_expansion
 from tsdiff.cli.app import App, State
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.output import number, say
@@ -26,11 +27,9 @@ class _Narrator:
 
     def begins(self, expansion: Expansion) -> None:
         """One line about what is grown, and its warnings."""
-        from tsdiff.cli.expand import announcement
-
         if self.state is not None:
             self.state.kept = str(expansion.folder)
-        say("", f"{'continuing the expansion of' if expansion.begun else 'as it was asked for, expanding'} {expansion.folder} {announcement(expansion)}")
+        say("", f"{'continuing the expansion of' if expansion.begun else 'as it was asked for, expanding'} {expansion.folder} {of_expansion(expansion)}")
         for line in expansion.notices:
             say("warning", line)
 

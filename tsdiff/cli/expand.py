@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tsdiff.cli import values
+from tsdiff.cli.announce import of_expansion, say_where_to_answer
 from tsdiff.cli.app import FAILED, INCOMPLETE
 from tsdiff.cli.errands import do_what_waits
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.options import Sectioned, SectionedOption, debug_option, json_option, split_policy_options
-from tsdiff.cli.output import number, one_line, plural, print_facts, print_json, say
+from tsdiff.cli.output import number, one_line, print_facts, print_json, say
 from tsdiff.cli.progress import progress
-from tsdiff.cli.search import say_where_to_answer
 from tsdiff.treesearch.errors import SearchFailed
 
 if TYPE_CHECKING:
-    from tsdiff.treesearch.expansion import Asked, Expansion
+    from tsdiff.treesearch.expansion import Asked
     from tsdiff.treesearch.results import Result
 
 _HOW, _SEARCH = "How to grow", "The search from there"
@@ -70,7 +70,7 @@ def grow(ctx: click.Context, folder: Path, asked: Asked | None, *, quiet: bool, 
 
     with planned_expansion(folder, asked, **given) as expansion:
         if not quiet:
-            say("", f"{'continuing the expansion of' if expansion.begun else 'expanding'} {folder} {announcement(expansion)}")
+            say("", f"{'continuing the expansion of' if expansion.begun else 'expanding'} {folder} {of_expansion(expansion)}")
             for line in expansion.notices:
                 say("warning", line)
             say_where_to_answer(expansion.plan, folder)
@@ -91,18 +91,6 @@ def grow(ctx: click.Context, folder: Path, asked: Asked | None, *, quiet: bool, 
     if driver["score"] is None:
         say("warning", "the expansion is incomplete: its best sample has no score; tree.json in the run's folder says why")
     return INCOMPLETE if driver["score"] is None else 0
-
-
-def announcement(expansion: Expansion) -> str:
-    """What is grown from where, and what it costs."""
-    node, to, cost = expansion.node, expansion.launch.level, expansion.cost
-    where = f"from node {node.index} (level {node.level} of {expansion.plan.schedule.last})"
-    back = "as it is" if to == node.level else f"re-noised to level {to}"
-    what = f"{plural(expansion.policy.count, 'child') if expansion.policy.count == 1 else f'{expansion.policy.count:,} children'}" if hasattr(expansion.policy, "count") else expansion.policy.name
-    low, high = cost.lower.nfe, cost.upper.nfe
-    nfe = f"{high:,} NFE" if low == high else f"{low:,} to {high:,} NFE"
-    again = f", {plural(len(expansion.lost), 'latent')} to be computed again among them" if expansion.lost else ""
-    return f"{where}, {back}: {what}, {nfe}{again}; {'' if cost.exact else 'at most '}{plural(expansion.rows_upper, 'network row')} in all"
 
 
 def facts(result: Result) -> dict[str, object]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tsdiff.cli.announce import nfe_text
 from tsdiff.cli.options import Sectioned, make_plan, search_options
 from tsdiff.cli.output import plural, print_facts, print_json
-from tsdiff.cli.search import nfe_text, one_prompt
+from tsdiff.cli.search import one_prompt
 from tsdiff.treesearch.protocols import CountableOutline, Flops
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from tsdiff.cli import values
+from tsdiff.cli.announce import of_search, say_where_to_answer
 from tsdiff.cli.errands import do_what_waits
 from tsdiff.cli.expand import grow
 from tsdiff.cli.interrupt import first_finishes_the_batch
 from tsdiff.cli.options import Sectioned, debug_option, json_option
 from tsdiff.cli.output import say
 from tsdiff.cli.progress import progress
-from tsdiff.cli.search import announcement, report, say_where_to_answer
+from tsdiff.cli.search import report
 
 
 @click.command("resume", cls=Sectioned)
@@ -53,7 +54,7 @@ def command(ctx: click.Context, /, run: Path, as_json: bool, quiet: bool, **chan
         if not quiet and plan.num_runs == 1 and status(folder) == "done":
             say("", f"{folder} is done, and nothing is left to do")
         elif not quiet:
-            say("", f"continuing {folder}: {announcement(plan)}")
+            say("", f"continuing {folder}: {of_search(plan)}")
             say_where_to_answer(plan, folder)
             for line in plan.notices:
                 say("warning", line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tsdiff.cli.announce import of_search, say_where_to_answer
 from tsdiff.cli.app import FAILED, INCOMPLETE
 from tsdiff.cli.errands import do_what_waits
 from tsdiff.cli.folders import try_writing
@@ -18,12 +18,10 @@ from tsdiff.cli.options import Sectioned, SectionedOption, make_plan, search_opt
 from tsdiff.cli.output import number, one_line, plural, print_facts, print_json, print_table, say
 from tsdiff.cli.progress import progress
 from tsdiff.treesearch.errors import UsageError
-from tsdiff.treesearch.protocols import Allocator
 
 if TYPE_CHECKING:
     from tsdiff.treesearch.basepool import Calibrated
     from tsdiff.treesearch.forest import Forest
-    from tsdiff.treesearch.plan import Plan
     from tsdiff.treesearch.results import Result, Results
 
 _TABLE = ("prompt", "seed", "score", "baseline", "NFE", "rows", "calls", "seconds", "")
@@ -67,7 +65,7 @@ def command(ctx: click.Context, /, **params: Any) -> int:
             say("", f"{other[0]} is the same search, which {other[1]} is doing now; this is another one")
         if not params["quiet"]:
             again = "" if into is None else f"continuing {into}, which was interrupted (--fresh begins anew): "
-            say("", f"{again}{announcement(plan)}")
+            say("", f"{again}{of_search(plan)}")
         callback = stack.enter_context(progress(quiet=params["quiet"], loading=f"loading {plan.model.name}"))
         stop = stack.enter_context(first_finishes_the_batch())
         results = execute(plan, callback=callback, stop=stop, begun=begun, into=into)
@@ -78,29 +76,6 @@ def command(ctx: click.Context, /, **params: Any) -> int:
     if results.path is not None:
         do_what_waits(results.path, quiet=params["quiet"], state=ctx.obj)
     return exit_status
-
-
-def say_where_to_answer(plan: Plan, folder: Path) -> None:
-    """Where a verifier asks a person in the page, one line."""
-    if any("pages" in judge.needs for judge in plan.verifiers):
-        say("", f"questions wait for their answers in the page: tsdiff view {shlex.quote(str(folder))}")
-
-
-def announcement(plan: Plan) -> str:
-    """One line: what is searched and what it costs."""
-    shared = isinstance(plan.policy, Allocator)
-    budget = f"{plan.total_nfe:,} NFE together, {nfe_text(plan)} each" if shared else f"{nfe_text(plan)} each"
-    what = f"{plural(len(plan.conditions), 'prompt')} x {plural(len(plan.seeds), 'seed')}, {plan.policy.name}: {budget}"
-    baseline = "" if plan.baseline_cost is None else f" + {plan.baseline_cost.nfe:,} for the baseline"
-    bound = "" if plan.cost.exact and not shared else "at most "
-    return f"{what}{baseline}; {bound}{plural(plan.rows_upper, 'network row')} in all"
-
-
-def nfe_text(plan: Plan) -> str:
-    """ "320 NFE" or "320 to 400 NFE"; under a budget, "399 of 400 NFE" says how far it is filled."""
-    low, high = plan.cost.lower.nfe, plan.cost.upper.nfe
-    budget = "" if plan.nfe is None else f" of {plan.nfe:,}"
-    return f"{high:,}{budget} NFE" if low == high else f"{low:,} to {high:,}{budget} NFE"
 
 
 def report(results: Results, *, as_json: bool, quiet: bool = False) -> int:
