@@ -41,7 +41,7 @@ def test_it_tells_how_far_it_is_and_stops_when_told(copied):
     with pytest.raises(KeyboardInterrupt):
         tsdiff.expand(folder, children=6, max_batch=4, callback=seen.append, stop=lambda: next(left, None) is None)
     assert status(folder) == "interrupted"
-    assert [progress.nfe for progress in seen] == [4, 8]
+    assert [progress.nfe for progress in seen] == [3, 7]  # the first call of deterministic mode keeps a place free
     assert seen[-1].nfe_total == 18
     assert tree_of(folder) == before
     with pytest.raises(UsageError, match=r"another expansion of .*from node .* was interrupted; finish it first: tsdiff resume"):
