@@ -44,6 +44,7 @@ from tsdiff.verifiers.value import Value
 ROWS = 16  # of the timed batches
 REPEATS = 9
 FRESH = 1_000_000  # seeds of the trajectories that judge
+HALF = 0.5  # of the trajectory: where nodes are judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Trajectories(BestOfN):
         nodes = roots
         for level in range(1, last + 1):
             nodes = yield Denoise(nodes, to=level)
-            if level == last // 2:
+            if level == int(HALF * last):
                 for judge in self.judges:
                     yield Score(nodes, verifier=judge)
         yield Score(nodes)
@@ -87,7 +88,7 @@ def half_way(examples: SavedExamples) -> dict[tuple[Any, ...], list[int]]:
     rows: dict[tuple[Any, ...], list[int]] = {}
     for row, (place, level) in enumerate(zip(examples.places, examples.levels, strict=True)):
         tree = examples.trees[place]
-        if level == tree.schedule.last // 2:
+        if level == int(HALF * tree.schedule.last):
             rows.setdefault(condition_key(tree.condition), []).append(row)
     return rows
 
@@ -182,7 +183,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             save(options, judges, chosen, seeds, root / str(number))
         trees = {name: find_runs([root / str(number)]) for number, name in enumerate(sets)}
         for number, judge in enumerate(judges):
-            examples = {name: read_examples(own, verifier=judge.name, target="mean", input="x0", model=model) for name, own in trees.items()}
+            examples = {
+                name: read_examples(own, verifier=judge.name, target="mean", input="x0", model=model, levels=None if name == "fit" else (HALF,))
+                for name, own in trees.items()
+            }
             done = Value.fit(examples["fit"], steps=options.fit_steps, width=options.width, device=model.device)
             done.write(root / f"value-{number}")
             value = Value(path=str(root / f"value-{number}"))

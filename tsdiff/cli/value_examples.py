@@ -114,8 +114,9 @@ def choose_verifier(trees: Sequence[SavedTree], named: str | None) -> str:
 
 
 def read_examples(
-    runs: Sequence[SavedRun], *, verifier: str, target: str, input: str, device: str = "auto", model: Any = None, progress: Callable[[int, int], None] | None = None
-) -> SavedExamples:
+    runs: Sequence[SavedRun], *, verifier: str, target: str, input: str, device: str = "auto", model: Any = None, levels: Sequence[float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SavedExamples:  # fmt: skip
     """Saved runs -> examples.
 
     The model is loaded to name its weights; for clean estimates (`input` "x0") it also evaluates every node once more,
@@ -123,6 +124,7 @@ def read_examples(
 
     Args:
       model: a loaded model instead of the one that the runs name.
+      levels: to read nodes of, as shares of each trajectory; None for all.
       progress: called with the nodes done and all of them.
 
     Raises:
@@ -139,7 +141,7 @@ def read_examples(
     kinds = sorted({_schedule(run).kind for run in runs})
     if len(kinds) > 1:
         raise UsageError(f"the runs have schedules of the kinds {' and '.join(kinds)}; fit one value to each")
-    wanted = [outcomes(run.tree, verifier, target) for run in runs]
+    wanted = [_at(run, outcomes(run.tree, verifier, target), levels) for run in runs]
     total = sum(map(len, wanted))
     loaded: DiffusionModel = resolve_model(names[0], *options).load() if model is None else model
     columns: list[tuple[int, int, int, float]] = []
@@ -158,6 +160,14 @@ def read_examples(
     places, nodes, levels, scores = (list(column) for column in zip(*columns, strict=True)) if columns else ([], [], [], [])
     together = torch.cat(inputs) if inputs else torch.zeros((0, 1))
     return SavedExamples(together, [run.tree for run in runs], places, nodes, levels, scores, input, target, verifier, names[0], loaded.fingerprint, loaded.device)
+
+
+def _at(run: SavedRun, found: dict[int, float], levels: Sequence[float] | None) -> dict[int, float]:
+    """What was found of nodes at some levels."""
+    if levels is None:
+        return found
+    last = run.tree.schedule.last
+    return {index: score for index, score in found.items() if run.nodes[index].level in [int(share * last) for share in levels]}
 
 
 def _latents(run: SavedRun, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
