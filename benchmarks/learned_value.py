@@ -95,8 +95,7 @@ def half_way(examples: SavedExamples) -> dict[tuple[Any, ...], list[int]]:
 
 def estimate(examples: SavedExamples, row: int, judge: str) -> float | None:
     """The verifier's own score of a row's clean estimate."""
-    value = examples.trees[examples.places[row]].nodes[examples.nodes[row]]["values"].get(judge)
-    return None if value is None else value["score"]
+    return examples.trees[examples.places[row]].nodes[examples.nodes[row]].score(judge)
 
 
 def batch(examples: SavedExamples, rows: Sequence[int], model: DiffusionModel, conditions: dict[tuple[Any, ...], Condition]) -> SimpleNamespace:
