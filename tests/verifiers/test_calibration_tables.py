@@ -327,7 +327,7 @@ def test_a_member_that_can_score_no_plain_sample_ends_the_search_before_it_begin
     told = {"nothing": "member blind could score 0 finished plain samples", "errors": "no finished plain sample could be scored.*RuntimeError: no such picture"}
     with pytest.raises(TsdiffError, match=told[bad]):
         search(Hooked(), PROMPT, policy=BestOfN(n=2), verifier=judges, ensemble="quantile:samples=4", steps=STEPS, out=tmp_path / "runs")
-    assert list((tmp_path / "runs").iterdir()) == [], "no empty run is left behind"
+    assert list(tmp_path.iterdir()) == [], "neither a run nor its folder is left behind"
 
 
 def test_deterministic_tables_have_the_same_bytes_whatever_runs_beside():
