@@ -156,7 +156,7 @@ def seconds_section(timed: dict[str, Any]) -> list[str]:
         rows.append([row["policy"], row["solver"], *texts])
     return [
         f"Seconds a prompt of best-of-n, and of the others as ratios to best-of-n at the same budget on the same solver. "
-        f"`{timed['command']}`: {timed['prompts']} prompts side by side, {timed['repeats']} repeats, whose paired ratios the intervals are of; "
+        f"`{timed['command']}`: {timed['prompts']} prompt(s) side by side, {timed['repeats']} repeats, whose paired ratios the intervals are of; "
         f"{timed['machine']}, torch {timed['torch']}, {timed['threads']} thread(s), load {timed['load']:g} beforehand:", "",
         *table(["policy", "solver", *(f"{samples}x" for samples in budgets)], rows),
     ]  # fmt: skip
