@@ -83,8 +83,9 @@ def facts(status: str = "done", *, prompt: str = "a cat", seed: int = 1, nodes: 
     best = max(scored, key=lambda one: one["values"][VERIFIER]["score"]) if scored else None
     if status == "done":
         found["result"] = {
-            "verifier": VERIFIER, "node": best and best["index"], "score": best and best["values"][VERIFIER]["score"], "image": None, "nodes": len(nodes),
+            "verifier": VERIFIER, "node": (best or nodes[-1])["index"], "score": best and best["values"][VERIFIER]["score"], "image": None, "nodes": len(nodes),
             "nfe": sum(one["nfe"] for one in nodes), "rows": 1, "decodes": 0, "verifier_calls": {VERIFIER: len(scored)}, "seconds": 1.5,
+            "failed_nodes": sum(one["status"] == "failed" for one in nodes), "truncated": None,
         }  # fmt: skip
     return found | more
 
